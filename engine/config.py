@@ -1,0 +1,54 @@
+"""How an engine is set up. One value, complete after construction, never changed later."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ostinato.engine.errors import RequestError
+
+DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything that loading a model and serving it depends on.
+
+    model: folder, `.pth` file or hub id. tokenizer: likewise, for checkpoints without one. dtype: of the weights in
+    memory; `auto` takes the checkpoint's. state_memory: bytes for the state pool; None takes a quarter of what is free
+    once the weights are loaded. max_batch: slots, which is how many sequences run at once; None takes what
+    state_memory holds, at most 256. max_step_tokens: tokens read in one step, which bounds how long a prompt delays
+    the sequences that are being decoded. max_queue: sequences that may wait for a slot. threads: of the CPU; None
+    leaves PyTorch's choice.
+
+    Raises:
+        RequestError: a value is out of range; `field` names it.
+    """
+
+    model: str
+    tokenizer: str | None = None
+    device: str = "cpu"
+    dtype: DTypeName = "auto"
+    state_memory: int | None = None
+    max_batch: int | None = None
+    max_step_tokens: int = 512
+    max_queue: int = 256
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in get_args(DTypeName):
+            raise RequestError(f"dtype must be one of {', '.join(get_args(DTypeName))}, got {self.dtype!r}", "dtype")
+        for name, low in (
+            ("state_memory", 1),
+            ("max_batch", 1),
+            ("max_step_tokens", 2),
+            ("max_queue", 0),
+            ("threads", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise RequestError(f"{name} must be at least {low}, got {value}", name)
+        if self.max_batch is not None and self.max_batch >= self.max_step_tokens:
+            raise RequestError(
+                f"max_step_tokens ({self.max_step_tokens}) must be larger than max_batch ({self.max_batch}), "
+                "so that prompts advance while all slots decode",
+                "max_step_tokens",
+            )

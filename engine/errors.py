@@ -1,0 +1,67 @@
+"""Every error that a caller can meet, as one tree.
+
+    OstinatoError
+    ├── CheckpointError          the files of a model: missing, truncated, misshapen, of an unknown architecture
+    │   └── UnsupportedModelError  readable, but a model that this version does not serve
+    ├── TokenizerError           tokenizer files: missing or unusable
+    ├── RequestError             what the caller asked for cannot be done; names the field
+    │   └── TextNeedsTokenizerError  a text prompt, but the model was loaded without a tokenizer
+    ├── CapacityError            the state pool or the weights do not fit into the memory given
+    ├── QueueFullError           the waiting queue is at its bound; says when to come back
+    ├── EngineStoppedError       the engine is draining or has stopped
+    └── StepError                an engine step failed for this request
+
+`server/errors.py` maps each type to an HTTP status in one table. `CheckpointError` and `UnsupportedModelError` are
+defined in `ostinato.models.errors`, because imports go one way, and are re-exported here so that there is one tree.
+"""
+
+from ostinato.models.errors import CheckpointError, OstinatoError, UnsupportedModelError
+
+__all__ = [
+    "CapacityError",
+    "CheckpointError",
+    "EngineStoppedError",
+    "OstinatoError",
+    "QueueFullError",
+    "RequestError",
+    "StepError",
+    "TextNeedsTokenizerError",
+    "TokenizerError",
+    "UnsupportedModelError",
+]
+
+
+class TokenizerError(OstinatoError):
+    """Tokenizer files are missing, unreadable, or need code from the repository."""
+
+
+class RequestError(OstinatoError):
+    """A request that cannot be served as it stands. `field` names the request field at fault."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class TextNeedsTokenizerError(RequestError):
+    """The request needs text to be tokenized or detokenized, but no tokenizer is loaded."""
+
+
+class CapacityError(OstinatoError):
+    """The weights, or the states asked for, do not fit into the memory given."""
+
+
+class QueueFullError(OstinatoError):
+    """The waiting queue is full. `retry_after` is the estimated wait in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineStoppedError(OstinatoError):
+    """The engine is draining or stopped and takes no new requests."""
+
+
+class StepError(OstinatoError):
+    """The engine step that this request was part of raised."""

@@ -1,0 +1,108 @@
+"""From an EngineConfig to something that runs: checkpoint, model, tokenizer, state pool, engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from ostinato.engine.config import EngineConfig
+from ostinato.engine.engine import Engine
+from ostinato.engine.errors import CapacityError, RequestError
+from ostinato.engine.runner import Runner
+from ostinato.engine.sampler import Sampler
+from ostinato.engine.scheduler import Scheduler
+from ostinato.engine.service import ModelInfo, Service
+from ostinato.engine.state_pool import StatePool
+from ostinato.engine.tokenizer import Tokenizer, find_tokenizer, load_tokenizer, resolve_eos
+from ostinato.models.base import Model
+from ostinato.models.checkpoint import open_checkpoint
+from ostinato.models.registry import load_model
+
+Progress = Callable[[str, int, int], None]
+"""Called with a tensor's name, and the bytes read so far and in all."""
+
+MOST_SLOTS = 256  # unless max_batch says otherwise
+STATE_SHARE = 0.25  # of the memory that is free once the weights are loaded
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    """An engine ready to step, and what belongs to it."""
+
+    engine: Engine
+    info: ModelInfo
+    tokenizer: Tokenizer | None
+
+
+def load_engine(config: EngineConfig, progress: Progress | None = None) -> LoadedEngine:
+    """Loads everything. Blocks for as long as reading the weights takes.
+
+    Raises:
+        CheckpointError, UnsupportedModelError, TokenizerError: see `ostinato.engine.errors`.
+        CapacityError: not even one state fits.
+        RequestError: the device cannot be used.
+    """
+    device = _device(config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    checkpoint = open_checkpoint(config.model, progress=progress)
+    tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else find_tokenizer(checkpoint.folder)
+    eos = resolve_eos(checkpoint.config, checkpoint.generation_config, tokenizer)
+    model = load_model(checkpoint, config.device, None if config.dtype == "auto" else getattr(torch, config.dtype))
+    slots = _num_slots(config, model, device)
+    runner = Runner(model, StatePool(model.state_spec, slots, device), device)
+    scheduler = Scheduler(slots, config.max_step_tokens, config.max_queue)
+    info = ModelInfo(
+        model=config.model,
+        architecture=model.architecture,
+        family=model.family,
+        vocab_size=model.vocab_size,
+        dtype=str(model.dtype).removeprefix("torch."),
+        state_dtype=str(model.state_spec.dtype).removeprefix("torch."),
+        bytes_per_state=model.state_spec.bytes_per_state,
+        slots=slots,
+        weight_bytes=model.weight_bytes,
+        eos_token_ids=eos,
+    )
+    return LoadedEngine(Engine(scheduler, runner, Sampler(eos), eos), info, tokenizer)
+
+
+def load_service(config: EngineConfig, progress: Progress | None = None) -> Service:
+    """`load_engine`, behind the async face. Raises the same errors."""
+    loaded = load_engine(config, progress)
+    return Service(loaded.engine, loaded.info, loaded.tokenizer)
+
+
+def _device(config: EngineConfig) -> torch.device:
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RequestError(
+            f"device {config.device!r} cannot be used: {str(error).splitlines()[0]}", "device"
+        ) from error
+    return device
+
+
+def _num_slots(config: EngineConfig, model: Model, device: torch.device) -> int:
+    """How many states the memory holds, at most as many as asked for and fewer than the token budget."""
+    each = model.state_spec.bytes_per_state
+    free = _free_memory(device)
+    memory = config.state_memory or int(free * STATE_SHARE)
+    wanted = config.max_batch or min(MOST_SLOTS, config.max_step_tokens - 1)
+    fit = min(memory, free) // each
+    if fit < (config.max_batch or 1):
+        raise CapacityError(
+            f"{config.max_batch or 1} states of {each} bytes do not fit into {min(memory, free)} bytes: "
+            "raise state_memory, lower max_batch or take a smaller model"
+        )
+    return int(min(wanted, fit))
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

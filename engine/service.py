@@ -1,0 +1,306 @@
+"""The async face of the engine: requests come from an event loop, the engine runs in a thread of its own.
+
+The two meet at two points only: commands go to the thread through a queue that it empties before every step, events
+come back in one `call_soon_threadsafe` per step. So an abort takes effect before the next step, and a slow reader
+holds up nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Self
+
+from ostinato.engine.admission import make_sequences
+from ostinato.engine.errors import EngineStoppedError, QueueFullError, RequestError, StepError
+from ostinato.engine.stopping import failure
+from ostinato.engine.types import SamplingParams, Sequence, TokenEvent
+
+if TYPE_CHECKING:
+    from ostinato.engine.engine import Engine
+    from ostinato.engine.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is served, and what it costs. Sizes in bytes."""
+
+    model: str
+    architecture: str
+    family: str
+    vocab_size: int
+    dtype: str
+    state_dtype: str
+    bytes_per_state: int
+    slots: int
+    weight_bytes: int
+    eos_token_ids: frozenset[int]
+
+    @property
+    def pool_bytes(self) -> int:
+        return self.slots * self.bytes_per_state
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters since the start, and what is going on now."""
+
+    slots: int
+    slots_used: int
+    running: int
+    waiting: int
+    max_queue: int
+    prompt_tokens_total: int
+    generated_tokens_total: int
+    steps_total: int
+    step_seconds_total: float
+    finished: dict[str, int]  # sequences by finish reason
+
+
+class EventStream:
+    """The events of one request, from all of its sequences, until each has had its final one."""
+
+    def __init__(self, service: Service, sequences: list[Sequence]) -> None:
+        self._service = service
+        self._open = {sequence.id: sequence for sequence in sequences}
+        self._events: asyncio.Queue[TokenEvent] = asyncio.Queue()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TokenEvent:
+        if not self._open and self._events.empty():
+            raise StopAsyncIteration
+        return await self._events.get()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Aborts what has not ended. May be called more than once."""
+        for sequence in self._open.values():
+            self._service._abort(sequence)
+
+    def _deliver(self, event: TokenEvent) -> None:
+        if event.finish_reason is not None:
+            self._open.pop(event.sequence_id, None)
+        self._events.put_nowait(event)
+
+
+class Service:
+    """Owns the engine and its thread.
+
+    Args:
+        engine: belongs to the service from now on.
+        info: what is served.
+        tokenizer: None serves token ids only.
+    """
+
+    def __init__(self, engine: Engine, info: ModelInfo, tokenizer: Tokenizer | None) -> None:
+        self.info = info
+        self.tokenizer = tokenizer
+        self._engine = engine
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._incoming = 0  # sequences accepted that the engine has not queued yet
+        self._incoming_lock = threading.Lock()
+        self._streams: dict[str, EventStream] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._warm = threading.Event()
+        self._draining = self._stopping = False
+        self._tokens = Counter[str]()
+        self._finished = Counter[str]()
+        self._steps, self._step_seconds = 0, 0.0
+        self._sequence_seconds = 1.0  # moving average, for the estimate of when a full queue has room
+
+    @property
+    def model_name(self) -> str:
+        return self.info.model
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine's thread is alive."""
+        return self._thread.is_alive()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a completion would be served now: a first step has run, and the service is not draining."""
+        return self.healthy and self._warm.is_set() and not self._draining
+
+    def start(self) -> None:
+        """Starts the engine's thread, which runs one step by itself before the service is ready."""
+        self._thread.start()
+
+    def submit(
+        self,
+        request_id: str,
+        prompts: Items[Items[int]],
+        params: SamplingParams,
+        *,
+        n: int = 1,
+        priority: int = 0,
+    ) -> EventStream:
+        """Queues n sequences for every prompt; must be called on an event loop.
+
+        In the events, `index` is prompt number * n + choice number.
+
+        Raises:
+            RequestError: the request cannot be served as it stands; `field` names what is wrong.
+            QueueFullError: there is no room for all of it; nothing was queued.
+            EngineStoppedError: the service is draining or its engine is gone.
+        """
+        if self._draining or not self.healthy:
+            raise EngineStoppedError("the server is shutting down")
+        self._loop = asyncio.get_running_loop()
+        sequences = make_sequences(
+            request_id,
+            prompts,
+            params,
+            n=n,
+            priority=priority,
+            vocab_size=self.info.vocab_size,
+            tokenizer=self.tokenizer,
+        )
+        self._reserve(len(sequences))
+        stream = EventStream(self, sequences)
+        self._streams.update((sequence.id, stream) for sequence in sequences)
+        self._commands.put(lambda: self._add(sequences))
+        return stream
+
+    async def drain(self, timeout: float) -> bool:
+        """Takes no new requests and waits for the others, at most `timeout` seconds; then aborts them.
+
+        Returns whether all of them ended by themselves.
+        """
+        self._draining = True
+        deadline = time.monotonic() + timeout
+        while self._streams and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        done = not self._streams
+        for stream in set(self._streams.values()):
+            await stream.aclose()
+        while self._streams and self.healthy:
+            await asyncio.sleep(0.005)
+        return done
+
+    async def stop(self) -> None:
+        """Aborts whatever still runs and ends the thread."""
+        await self.drain(0)
+        self._stopping = True
+        self._commands.put(lambda: None)
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def stats(self) -> EngineStats:
+        """A snapshot of the counters."""
+        scheduler = self._engine.scheduler
+        return EngineStats(
+            slots=scheduler.num_slots,
+            slots_used=scheduler.num_slots - scheduler.num_free,
+            running=scheduler.num_running,
+            waiting=scheduler.num_waiting + self._incoming,
+            max_queue=scheduler.max_queue,
+            prompt_tokens_total=self._tokens["prompt"],
+            generated_tokens_total=self._tokens["generated"],
+            steps_total=self._steps,
+            step_seconds_total=self._step_seconds,
+            finished=dict(self._finished),
+        )
+
+    # On the event loop
+
+    def _reserve(self, count: int) -> None:
+        scheduler = self._engine.scheduler
+        if count > scheduler.num_slots + scheduler.max_queue:
+            raise RequestError(f"{count} sequences in one request can never be queued here", "n")
+        with self._incoming_lock:
+            if count > scheduler.room() - self._incoming:
+                waiting = scheduler.num_waiting + self._incoming
+                wait = self._sequence_seconds * (waiting + count) / scheduler.num_slots
+                raise QueueFullError(f"the queue is full: {waiting} sequences wait", retry_after=max(1, ceil(wait)))
+            self._incoming += count
+
+    def _abort(self, sequence: Sequence) -> None:
+        self._commands.put(lambda: self._abort_now(sequence))
+
+    def _deliver(self, events: list[TokenEvent]) -> None:
+        for event in events:
+            final = event.finish_reason is not None
+            stream = self._streams.pop(event.sequence_id) if final else self._streams[event.sequence_id]
+            stream._deliver(event)
+
+    # In the engine's thread
+
+    def _run(self) -> None:
+        try:
+            self._warm_up()
+            while not self._stopping:
+                self._run_commands()
+                if self._engine.has_work:
+                    self._step()
+        except BaseException:
+            logger.critical("the engine's thread ends", exc_info=True)
+            self._post(
+                [failure(sequence, "the engine has stopped") for sequence in self._engine.scheduler.unfinished()]
+            )
+            raise
+
+    def _warm_up(self) -> None:
+        """One token through the whole engine, so that the first user does not wait for caches and compilers."""
+        params = SamplingParams(max_tokens=1, temperature=0.0)
+        self._engine.add([Sequence(id="warm-up", prompt=(0,), params=params, seed=0)])
+        while self._engine.has_work:
+            for event in self._engine.step():
+                if event.error is not None:
+                    raise StepError(f"the first step of the model failed: {event.error}")
+        self._warm.set()
+
+    def _run_commands(self) -> None:
+        """All commands that wait; while there is nothing else to do, waits for one."""
+        try:
+            self._commands.get(block=not self._engine.has_work)()
+            while True:
+                self._commands.get_nowait()()
+        except queue.Empty:
+            return
+
+    def _step(self) -> None:
+        start = time.monotonic()
+        events = self._engine.step()
+        self._steps += 1
+        self._step_seconds += time.monotonic() - start
+        self._post([event for event in events if event.token_ids or event.prompt_logprobs or event.finish_reason])
+
+    def _add(self, sequences: list[Sequence]) -> None:
+        self._engine.add(sequences)
+        self._tokens["prompt"] += sum(len(sequence.prompt) for sequence in sequences)
+        with self._incoming_lock:
+            self._incoming -= len(sequences)
+
+    def _abort_now(self, sequence: Sequence) -> None:
+        if sequence.finish_reason is None:
+            self._post([self._engine.abort(sequence)])
+
+    def _post(self, events: list[TokenEvent]) -> None:
+        self._count(events)
+        if events and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._deliver, events)
+
+    def _count(self, events: list[TokenEvent]) -> None:
+        for event in events:
+            self._tokens["generated"] += len(event.token_ids)
+            if event.finish_reason is not None:
+                self._finished[event.finish_reason] += 1

@@ -1,0 +1,70 @@
+// Vector helpers shared by all CPU operators.
+//
+// Exactness: an element's result may depend on nothing but its own inputs, so that a token gives the same bits in any
+// batch, at any position and with any number of threads. Therefore (1) the last, partial vector goes through the very
+// same instructions as the full ones (masked loads), never through scalar code, and (2) every sum over a row has one
+// fixed order: lane-wise partial sums, then one tree over the lanes.
+#pragma once
+
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+namespace ostinato {
+
+using Vec = at::vec::Vectorized<float>;
+constexpr int64_t kLanes = Vec::size();
+
+inline int64_t lanes_left(int64_t i, int64_t n) { return n - i < kLanes ? n - i : kLanes; }
+
+inline Vec load(const float* p, int64_t count) { return count == kLanes ? Vec::loadu(p) : Vec::loadu(p, count); }
+
+template <typename T>
+Vec load(const T* p, int64_t count) {
+  alignas(64) float buffer[kLanes] = {};
+  for (int64_t i = 0; i < count; ++i) buffer[i] = static_cast<float>(p[i]);
+  return Vec::loadu(buffer);
+}
+
+inline void store(float* p, Vec x, int64_t count) { x.store(p, count); }
+
+template <typename T>
+void store(T* p, Vec x, int64_t count) {
+  alignas(64) float buffer[kLanes];
+  x.store(buffer);
+  for (int64_t i = 0; i < count; ++i) p[i] = static_cast<T>(buffer[i]);
+}
+
+inline float sum_lanes(Vec x) {
+  alignas(64) float lane[kLanes];
+  x.store(lane);
+  for (int64_t width = kLanes / 2; width > 0; width /= 2)
+    for (int64_t i = 0; i < width; ++i) lane[i] += lane[i + width];
+  return lane[0];
+}
+
+// Sum of f(i, count) over the row [0, n), where f returns one vector whose lanes past `count` are zero.
+template <typename F>
+float sum_row(int64_t n, F f) {
+  Vec total(0.f);
+  for (int64_t i = 0; i < n; i += kLanes) total = total + f(i, lanes_left(i, n));
+  return sum_lanes(total);
+}
+
+template <typename F>
+void map_row(int64_t n, F f) {
+  for (int64_t i = 0; i < n; i += kLanes) f(i, lanes_left(i, n));
+}
+
+inline Vec exp(Vec x) { return x.exp(); }
+inline Vec sigmoid(Vec x) { return Vec(1.f) / (Vec(1.f) + x.neg().exp()); }
+inline Vec silu(Vec x) { return x / (Vec(1.f) + x.neg().exp()); }
+// log(1 + e^x), linear where e^x would overflow and the difference is below half an ulp.
+inline Vec softplus(Vec x) { return Vec::blendv(x.exp().log1p(), x, x > Vec(20.f)); }
+
+}  // namespace ostinato

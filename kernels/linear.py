@@ -1,0 +1,50 @@
+"""Projections: a matrix product whose every row is computed as if it were alone.
+
+On the CPU the weight is reordered once for oneDNN, which both reads it nearly as fast as memory allows and, with two
+precautions, gives each row the same bits whatever the number of rows, their order or the number of threads:
+
+- one row is padded to two, because the product of a single row is another algorithm (a matrix-vector product);
+- AMX is switched off, because there oneDNN splits sums differently for different numbers of rows.
+
+`tests/kernels/test_linear.py` holds it to that.
+"""
+
+import os
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ostinato.kernels.dispatch import use_prepacked
+
+# Read by oneDNN once, at its first use in the process; a value that the user has set is left alone.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+
+
+class Linear:
+    """y = x W^T + bias, with the weight packed at construction.
+
+    weight: [out, in] in the dtype of the computation; bias: [out] or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self.out_features, self.in_features = weight.shape
+        self.dtype = weight.dtype
+        self.num_bytes = weight.numel() * weight.element_size()
+        self._bias = None if bias is None else bias.float()
+        self._prepacked = use_prepacked(weight)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()) if self._prepacked else weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: [N, in] of any float dtype, rounded to the weight's. Returns [N, out] fp32 (rounded to it likewise)."""
+        y = self._product(x.to(self.dtype)).float()
+        return y if self._bias is None else y.add_(self._bias)
+
+    def _product(self, x: Tensor) -> Tensor:
+        if not self._prepacked:
+            return F.linear(x, self._weight)
+        rows = x.shape[0]
+        if rows == 1:
+            x = torch.cat([x, torch.zeros_like(x)])
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
+        return y[:rows]

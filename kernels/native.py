@@ -1,0 +1,93 @@
+"""Builds and loads the C++ operators of `kernels/cpu`.
+
+They are compiled on first use, for the CPU at hand, and kept under the user's cache folder in a file whose name holds
+the hash of the sources, the flags and the PyTorch version: a stale library is never loaded. The finished file is moved
+into place in one step, so a compilation that was killed, or several at once, leave nothing half-made behind.
+"""
+
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.utils import cpp_extension
+
+logger = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).parent / "cpu"
+
+# ATen's vector classes are chosen by macro; the flags are those that ATen's own kernels of that level are built with.
+_VECTOR_FLAGS = {
+    "AVX512": [
+        "-mavx512f",
+        "-mavx512dq",
+        "-mavx512vl",
+        "-mavx512bw",
+        "-mfma",
+        "-mf16c",
+        "-DCPU_CAPABILITY_AVX512",
+    ],
+    "AVX2": ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY_AVX2"],
+}
+
+
+def instruction_set() -> str:
+    """The level that ATen dispatches to here: AVX512, AVX2, or DEFAULT (which is NEON on ARM)."""
+    level = torch.backends.cpu.get_cpu_capability()
+    return level if level in _VECTOR_FLAGS else "DEFAULT"
+
+
+def cache_folder() -> Path:
+    """`OSTINATO_CACHE`, or `ostinato` in the user's cache folder (XDG base directory specification)."""
+    if folder := os.environ.get("OSTINATO_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ostinato"
+
+
+def _flags() -> list[str]:
+    level = instruction_set()
+    # Contraction into fused multiply-adds is written out where it is wanted: the compiler must not choose.
+    return ["-O3", "-ffp-contract=off", f"-DCPU_CAPABILITY={level}", *_VECTOR_FLAGS.get(level, [])]
+
+
+def _library() -> Path:
+    digest = hashlib.sha256(" ".join([torch.__version__, *_flags()]).encode())
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return cache_folder() / f"cpu-{digest.hexdigest()[:16]}.so"
+
+
+def _compile(library: Path) -> None:
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        built = cpp_extension.load(
+            name=library.stem.replace("-", "_"),
+            sources=[str(SOURCES / "ops.cpp")],
+            extra_cflags=_flags(),
+            build_directory=folder,
+            is_python_module=False,
+            is_standalone=False,
+        )
+        shutil.copy(built or next(Path(folder).glob("*.so")), folder + "/finished")
+        os.replace(folder + "/finished", library)
+
+
+@functools.cache
+def load() -> str | None:
+    """Registers the operators under `torch.ops.ostinato`. Returns None, or why they are not available."""
+    library = _library()
+    if library.exists():
+        torch.ops.load_library(library)
+        return None
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        return "no C++ compiler found (install g++ or clang)"
+    logger.info("compiling the CPU operators (once, about half a minute)")
+    try:
+        _compile(library)
+    except (RuntimeError, OSError) as error:
+        return f"compiling the CPU operators failed: {error}"
+    return None

@@ -1,0 +1,1 @@
+"""Architectures: one file each, loaded from public checkpoint layouts. Imports kernels only."""

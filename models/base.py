@@ -1,0 +1,80 @@
+"""What every architecture offers to the engine, and how it declares its state."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StateTensor:
+    """One kind of memory: `layers` tensors of `shape` for every slot, in `dtype`."""
+
+    name: str
+    layers: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes for one slot, all layers."""
+        return self.layers * math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpec:
+    """All memory of one sequence. The state pool holds each tensor as [layers, slots, *shape]."""
+
+    tensors: tuple[StateTensor, ...]
+
+    @property
+    def bytes_per_state(self) -> int:
+        return sum(tensor.num_bytes for tensor in self.tensors)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the recurrent memory, which is by far most of it: the tensor with the most bytes."""
+        return max(self.tensors, key=lambda tensor: tensor.num_bytes).dtype
+
+
+StateTensors: TypeAlias = Mapping[str, Tensor]
+"""The state pool by name: each [layers, slots, *shape]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Where the tokens of one forward pass belong (see `ostinato.kernels.packed`).
+
+    slots: [B] int32, -1 for padding; starts: [B + 1] int32, cumulative lengths from 0 to T.
+    """
+
+    slots: Tensor
+    starts: Tensor
+
+
+class Model(Protocol):
+    """A loaded architecture. It owns weights only: all memory of sequences is in the state pool."""
+
+    family: str  # as its authors write it
+    architecture: str
+    vocab_size: int  # token ids are 0 .. vocab_size - 1
+    dtype: torch.dtype  # of the projections' weights and inputs
+    weight_bytes: int
+    state_spec: StateSpec
+
+    def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
+        """Reads tokens: advances the states in place and returns the hidden vectors after the final norm.
+
+        tokens: [T] int64, packed as `batch` says. Returns [T, hidden] in `dtype`.
+        """
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [N, hidden], rows of what `forward` returned. Returns [N, rows] fp32.
+
+        `rows` is the height of the output matrix: `vocab_size`, or more where the checkpoint's vocabulary is padded.
+        """
+        ...

@@ -1,0 +1,186 @@
+"""Gated Linear Attention (Yang et al. 2023), in the flash-linear-attention layout."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ostinato.kernels import rows
+from ostinato.kernels.linear import Linear
+from ostinato.kernels.recurrence import recurrence
+from ostinato.models.base import Packed, StateSpec, StateTensor, StateTensors
+from ostinato.models.checkpoint import Checkpoint
+from ostinato.models.config import ConfigReader
+from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
+
+GATE_RANK = 16  # fixed in the published layers
+
+
+@dataclass(frozen=True, slots=True)
+class GLAConfig:
+    """Sizes in elements. `key`, `value`: per head; `kv_heads`: heads that share one key and value."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    key: int
+    value: int
+    mlp: int
+    vocab_size: int
+    norm_eps: float
+    gate_normalizer: float
+    gate_minimum: float | None
+    output_gate: bool
+    tied: bool
+
+
+def read_config(checkpoint: Checkpoint) -> GLAConfig:
+    """fla's GLAConfig. Options that change the mathematics and are not implemented are refused by name."""
+    config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
+    config.only("hidden_act", "swish", "silu")
+    for key, *served in (
+        ("feature_map", None),
+        ("use_short_conv", False),
+        ("elementwise_affine", True),
+        ("attn", None),
+        ("use_gv", False),
+    ):
+        config.only(key, *served)
+    hidden, heads = config.integer("hidden_size", 2048), config.integer("num_heads", 4)
+    kv_heads = config.integer("num_kv_heads", heads)
+    config.divide("num_kv_heads", heads, kv_heads)
+    hidden_ratio = config.number("hidden_ratio", 4)
+    return GLAConfig(
+        layers=config.integer("num_hidden_layers", 24),
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        key=config.divide("num_heads", config.fraction_of(hidden, "expand_k", 0.5), heads),
+        value=config.divide("num_heads", config.fraction_of(hidden, "expand_v", 1.0), heads),
+        mlp=config.integer("intermediate_size", 256 * math.ceil(int(hidden * hidden_ratio * 2 / 3) / 256)),
+        vocab_size=config.integer("vocab_size", 32000),
+        norm_eps=config.number("norm_eps", 1e-6),
+        gate_normalizer=config.number("gate_logit_normalizer", 16),
+        gate_minimum=config.optional_number("clamp_min"),
+        output_gate=config.flag("use_output_gate", True),
+        tied=config.flag("tie_word_embeddings", False),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GLAMixer:
+    """Section 4 of the paper. `inputs` joins q, k, v, the gate's first factor and, if there is one, the output gate."""
+
+    config: GLAConfig
+    inputs: Linear
+    gate: Linear
+    norm: RMSNorm
+    output: Linear
+
+    def __call__(self, u: Tensor, batch: Packed, state: Tensor) -> Tensor:
+        """u: [T, hidden]; state: [slots, heads, value, key]. Returns [T, hidden] fp32."""
+        c, tokens = self.config, u.shape[0]
+        kv = (c.kv_heads * c.key, c.kv_heads * c.value)
+        q, k, v, low, swish = self.inputs(u).split(
+            [c.heads * c.key, *kv, GATE_RANK, c.heads * c.value * c.output_gate], dim=-1
+        )
+        o = recurrence(
+            q.view(tokens, c.heads, c.key) * c.key**-0.5,
+            self._per_head(k, c.key),
+            self._per_head(v, c.value),
+            state,
+            batch.slots,
+            batch.starts,
+            decay=rows.exp(self._log_decay(low)),
+        )
+        o = self.norm(o, torch.float32).view(tokens, -1)
+        return self.output(o * rows.silu(swish) if c.output_gate else o)
+
+    def _per_head(self, x: Tensor, size: int) -> Tensor:
+        c = self.config
+        return x.reshape(-1, c.kv_heads, size).repeat_interleave(c.heads // c.kv_heads, dim=1)
+
+    def _log_decay(self, low: Tensor) -> Tensor:
+        log_decay = rows.log_sigmoid(self.gate(low)) / self.config.gate_normalizer
+        if self.config.gate_minimum is not None:
+            log_decay = log_decay.clamp(min=self.config.gate_minimum)
+        return self._per_head(log_decay, self.config.key)
+
+
+def _read_mixer(read: WeightReader, name: str, c: GLAConfig) -> GLAMixer:
+    inputs = [
+        (f"{name}.q_proj.weight", c.heads * c.key),
+        (f"{name}.k_proj.weight", c.kv_heads * c.key),
+        (f"{name}.v_proj.weight", c.kv_heads * c.value),
+        (f"{name}.gk_proj.0.weight", GATE_RANK),
+    ]
+    if c.output_gate:
+        inputs.append((f"{name}.g_proj.weight", c.heads * c.value))
+    # fla fuses the norm with the gate under a name of its own; the tensor is the same.
+    fused = read.source.has(f"{name}.g_norm_swish_gate.weight")
+    norm = f"{name}.g_norm_swish_gate.weight" if fused else f"{name}.g_norm.weight"
+    return GLAMixer(
+        config=c,
+        inputs=read.joined(inputs, c.hidden),
+        gate=read.linear(f"{name}.gk_proj.1.weight", c.kv_heads * c.key, GATE_RANK, bias=f"{name}.gk_proj.1.bias"),
+        norm=RMSNorm(read.tensor(norm, c.value), c.norm_eps),
+        output=read.linear(f"{name}.o_proj.weight", c.hidden, c.heads * c.value),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GLABlock:
+    mixer_norm: RMSNorm
+    mixer: GLAMixer
+    mlp_norm: RMSNorm
+    mlp: GatedMLP
+
+    def __call__(self, x: Tensor, batch: Packed, state: Tensor, dtype: torch.dtype) -> Tensor:
+        x = x + self.mixer(self.mixer_norm(x, dtype), batch, state)
+        return x + self.mlp(self.mlp_norm(x, dtype))
+
+
+def _read_block(read: WeightReader, name: str, c: GLAConfig) -> GLABlock:
+    gate_up = [(f"{name}.mlp.{part}_proj.weight", c.mlp) for part in ("gate", "up")]
+    return GLABlock(
+        mixer_norm=RMSNorm(read.tensor(f"{name}.attn_norm.weight", c.hidden), c.norm_eps),
+        mixer=_read_mixer(read, f"{name}.attn", c),
+        mlp_norm=RMSNorm(read.tensor(f"{name}.mlp_norm.weight", c.hidden), c.norm_eps),
+        mlp=GatedMLP(read.joined(gate_up, c.hidden), read.linear(f"{name}.mlp.down_proj.weight", c.hidden, c.mlp)),
+    )
+
+
+class GLA:
+    """See `ostinato.models.base.Model`. State per layer: `recurrent` [heads, value, key] fp32."""
+
+    family = "GLA"
+
+    def __init__(self, checkpoint: Checkpoint, config: GLAConfig, device: torch.device, dtype: torch.dtype) -> None:
+        c, read = config, WeightReader(checkpoint, device, dtype)
+        self.architecture = checkpoint.architecture
+        self.vocab_size, self.dtype = c.vocab_size, dtype
+        self.state_spec = StateSpec((StateTensor("recurrent", c.layers, (c.heads, c.value, c.key), torch.float32),))
+        self._embedding = Embedding(read.matrix("model.embeddings.weight", c.vocab_size, c.hidden))
+        self._blocks = [_read_block(read, f"model.layers.{i}", c) for i in range(c.layers)]
+        self._norm = RMSNorm(read.tensor("model.norm.weight", c.hidden), c.norm_eps)
+        if c.tied and not checkpoint.has("lm_head.weight"):
+            self._head = Linear(self._embedding.weight)
+        else:
+            self._head = read.linear("lm_head.weight", c.vocab_size, c.hidden)
+        self.weight_bytes = read.num_bytes
+
+    def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
+        x = self._embedding(tokens)
+        for i, block in enumerate(self._blocks):
+            x = block(x, batch, pool["recurrent"][i], self.dtype)
+        return self._norm(x, self.dtype)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self._head(hidden)
+
+
+def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> GLA:
+    """The layout of flash-linear-attention's GLAForCausalLM."""
+    return GLA(checkpoint, read_config(checkpoint), device, dtype)

@@ -1,0 +1,105 @@
+"""Building blocks that several architectures share, and the reading of their weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ostinato.kernels import rows
+from ostinato.kernels.linear import Linear
+
+
+class TensorSource(Protocol):
+    """Where weights are taken from: a Checkpoint, or one seen under other names."""
+
+    def has(self, name: str) -> bool: ...
+    def shape(self, name: str) -> tuple[int, ...]: ...
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor: ...
+
+
+@dataclass(slots=True)
+class WeightReader:
+    """Takes tensors out of a checkpoint and puts them where they are computed with.
+
+    Matrices go to `dtype`; vectors (norms, biases, decays, mixes) to fp32, since they are small and rounding hurts.
+    """
+
+    source: TensorSource
+    device: torch.device
+    dtype: torch.dtype
+    num_bytes: int = 0
+
+    def tensor(self, name: str, *shape: int) -> Tensor:
+        """An fp32 tensor of exactly that shape."""
+        return self._placed(self.source.take(name, shape), torch.float32)
+
+    def vector(self, name: str, size: int) -> Tensor:
+        """An fp32 vector, whose leading dimensions of one (as RWKV writes them) are dropped."""
+        found = self.source.shape(name) if self.source.has(name) else (size,)
+        ones = len(found) - 1 if set(found[:-1]) <= {1} else 0
+        return self.tensor(name, *(1,) * ones, size).view(size)
+
+    def matrix(self, name: str, *shape: int) -> Tensor:
+        """A matrix in the dtype of the computation."""
+        return self._placed(self.source.take(name, shape), self.dtype)
+
+    def linear(self, name: str, out: int, into: int, *, bias: str | None = None) -> Linear:
+        """A projection [out, into]; `bias` names its bias tensor."""
+        return Linear(self.matrix(name, out, into), None if bias is None else self.tensor(bias, out))
+
+    def joined(self, parts: Sequence[tuple[str, int]], into: int) -> Linear:
+        """Several projections (name, out) of one input as a single product, outputs side by side."""
+        return Linear(torch.cat([self.matrix(name, out, into) for name, out in parts]))
+
+    def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        # A copy, always: the checkpoint's memory map is closed after loading.
+        placed = tensor.to(device=self.device, dtype=dtype, copy=True).contiguous()
+        self.num_bytes += placed.numel() * placed.element_size()
+        return placed
+
+
+@dataclass(frozen=True, slots=True)
+class RMSNorm:
+    """weight: [D] fp32."""
+
+    weight: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return rows.rms_norm(x, self.weight, self.eps, dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """weight, bias: [D] fp32, or [H, D] to normalise heads apart."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return rows.layer_norm(x, self.weight, self.bias, self.eps, dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class GatedMLP:
+    """down(silu(gate x) * up x) (Shazeer 2020, SwiGLU). `gate_up` holds both projections, gate first."""
+
+    gate_up: Linear
+    down: Linear
+
+    def __call__(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(rows.silu(gate) * up)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """weight: [vocabulary, hidden] in the checkpoint's dtype. Lookup gives fp32, the dtype of the residual stream."""
+
+    weight: Tensor
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        return self.weight[tokens].float()

@@ -1,0 +1,194 @@
+"""Mamba (Gu and Dao 2023), in the transformers layout and the original state-spaces layout.
+
+Both layouts name the same tensors, but for the embedding and for how the config is written.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ostinato.kernels import rows
+from ostinato.kernels.conv import causal_conv
+from ostinato.kernels.linear import Linear
+from ostinato.kernels.recurrence import recurrence
+from ostinato.models.base import Packed, StateSpec, StateTensor, StateTensors
+from ostinato.models.checkpoint import Checkpoint
+from ostinato.models.config import ConfigReader
+from ostinato.models.layers import Embedding, RMSNorm, WeightReader
+
+
+@dataclass(frozen=True, slots=True)
+class MambaConfig:
+    """Sizes in elements. `dt_rank`: width of the low-rank step size projection."""
+
+    layers: int
+    hidden: int
+    inner: int
+    state: int
+    conv_width: int
+    dt_rank: int
+    vocab_size: int
+    vocab_rows: int
+    norm_eps: float
+    projection_bias: bool
+    conv_bias: bool
+    tied: bool
+    embedding_name: str
+
+
+def read_hf_config(checkpoint: Checkpoint) -> MambaConfig:
+    """transformers' MambaConfig. An explicit intermediate_size wins over `expand`."""
+    config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
+    config.only("hidden_act", "silu", "swish")
+    config.only("use_falcon_mamba_norms", False)
+    hidden = config.integer("hidden_size", 768)
+    rank = checkpoint.config.get("time_step_rank", "auto")
+    vocab_size = config.integer("vocab_size", 50280)
+    return MambaConfig(
+        layers=config.integer("num_hidden_layers", 32),
+        hidden=hidden,
+        inner=config.integer("intermediate_size", config.fraction_of(hidden, "expand", 2)),
+        state=config.integer("state_size", 16),
+        conv_width=config.integer("conv_kernel", 4),
+        dt_rank=math.ceil(hidden / 16) if rank == "auto" else config.integer("time_step_rank"),
+        vocab_size=vocab_size,
+        vocab_rows=vocab_size,
+        norm_eps=config.number("layer_norm_epsilon", 1e-5),
+        projection_bias=config.flag("use_bias", False),
+        conv_bias=config.flag("use_conv_bias", True),
+        tied=config.flag("tie_word_embeddings", True),
+        embedding_name="backbone.embeddings.weight",
+    )
+
+
+def read_original_config(checkpoint: Checkpoint) -> MambaConfig:
+    """mamba_ssm's MambaConfig: the vocabulary is padded to a multiple; both embedding matrices are on disk."""
+    config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
+    config.only("rms_norm", True)
+    config.only("d_intermediate", 0)
+    config.only("attn_layer_idx", [])
+    ssm = config.section("ssm_cfg")
+    ssm.only("layer", "Mamba1")
+    hidden = config.integer("d_model")
+    rank = (checkpoint.config.get("ssm_cfg") or {}).get("dt_rank", "auto")
+    multiple, vocab_size = config.integer("pad_vocab_size_multiple", 8), config.integer("vocab_size")
+    return MambaConfig(
+        layers=config.integer("n_layer"),
+        hidden=hidden,
+        inner=ssm.fraction_of(hidden, "expand", 2),
+        state=ssm.integer("d_state", 16),
+        conv_width=ssm.integer("d_conv", 4),
+        dt_rank=math.ceil(hidden / 16) if rank == "auto" else ssm.integer("dt_rank"),
+        vocab_size=vocab_size,
+        vocab_rows=math.ceil(vocab_size / multiple) * multiple,
+        norm_eps=1e-5,
+        projection_bias=ssm.flag("bias", False),
+        conv_bias=ssm.flag("conv_bias", True),
+        tied=False,
+        embedding_name="backbone.embedding.weight",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MambaMixer:
+    """Algorithm 2 of the paper. rate: [inner, state], which is A = -exp(A_log)."""
+
+    config: MambaConfig
+    in_proj: Linear
+    conv_weight: Tensor  # [width, inner]
+    conv_bias: Tensor | None
+    x_proj: Linear
+    dt_proj: Linear
+    rate: Tensor
+    skip: Tensor
+    out_proj: Linear
+
+    def __call__(self, u: Tensor, batch: Packed, conv: Tensor, ssm: Tensor) -> Tensor:
+        """u: [T, hidden]; conv: [slots, width - 1, inner]; ssm: [slots, inner, state]. Returns [T, hidden] fp32."""
+        c = self.config
+        x, z = self.in_proj(u).split(c.inner, dim=-1)
+        x = causal_conv(x.to(conv.dtype), self.conv_weight, self.conv_bias, conv, batch.slots, batch.starts)
+        dt, b, q = self.x_proj(x).split([c.dt_rank, c.state, c.state], dim=-1)
+        step = rows.softplus(self.dt_proj(dt))
+        y = recurrence(
+            q.unsqueeze(1),
+            b.unsqueeze(1),
+            (step * x).unsqueeze(1),
+            ssm.unsqueeze(1),
+            batch.slots,
+            batch.starts,
+            rate=self.rate.unsqueeze(0),
+            step=step.unsqueeze(1),
+        ).squeeze(1)
+        return self.out_proj((y + self.skip * x) * rows.silu(z))
+
+
+def _read_mixer(read: WeightReader, name: str, c: MambaConfig) -> MambaMixer:
+    conv = read.tensor(f"{name}.conv1d.weight", c.inner, 1, c.conv_width)
+    return MambaMixer(
+        config=c,
+        in_proj=_projection(read, f"{name}.in_proj", 2 * c.inner, c.hidden, c),
+        conv_weight=conv.squeeze(1).T.contiguous(),
+        conv_bias=read.tensor(f"{name}.conv1d.bias", c.inner) if c.conv_bias else None,
+        x_proj=read.linear(f"{name}.x_proj.weight", c.dt_rank + 2 * c.state, c.inner),
+        dt_proj=read.linear(f"{name}.dt_proj.weight", c.inner, c.dt_rank, bias=f"{name}.dt_proj.bias"),
+        rate=read.tensor(f"{name}.A_log", c.inner, c.state).exp().neg(),
+        skip=read.tensor(f"{name}.D", c.inner),
+        out_proj=_projection(read, f"{name}.out_proj", c.hidden, c.inner, c),
+    )
+
+
+def _projection(read: WeightReader, name: str, out: int, into: int, c: MambaConfig) -> Linear:
+    return read.linear(f"{name}.weight", out, into, bias=f"{name}.bias" if c.projection_bias else None)
+
+
+class Mamba:
+    """See `ostinato.models.base.Model`. State per layer: `ssm` [inner, state] fp32 and `conv` [width - 1, inner]."""
+
+    family = "Mamba"
+
+    def __init__(self, checkpoint: Checkpoint, config: MambaConfig, device: torch.device, dtype: torch.dtype) -> None:
+        c, read = config, WeightReader(checkpoint, device, dtype)
+        self.architecture = checkpoint.architecture
+        self.vocab_size, self.dtype = c.vocab_size, dtype
+        self.state_spec = StateSpec(
+            (
+                StateTensor("ssm", c.layers, (c.inner, c.state), torch.float32),
+                StateTensor("conv", c.layers, (c.conv_width - 1, c.inner), dtype),
+            )
+        )
+        self._embedding = Embedding(read.matrix(c.embedding_name, c.vocab_rows, c.hidden))
+        self._layers = [
+            (
+                RMSNorm(read.tensor(f"backbone.layers.{i}.norm.weight", c.hidden), c.norm_eps),
+                _read_mixer(read, f"backbone.layers.{i}.mixer", c),
+            )
+            for i in range(c.layers)
+        ]
+        self._norm = RMSNorm(read.tensor("backbone.norm_f.weight", c.hidden), c.norm_eps)
+        if c.tied and not checkpoint.has("lm_head.weight"):
+            self._head = Linear(self._embedding.weight)
+        else:
+            self._head = read.linear("lm_head.weight", c.vocab_rows, c.hidden)
+        self.weight_bytes = read.num_bytes
+
+    def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
+        x = self._embedding(tokens)
+        for i, (norm, mixer) in enumerate(self._layers):
+            x = x + mixer(norm(x, self.dtype), batch, pool["conv"][i], pool["ssm"][i])
+        return self._norm(x, self.dtype)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self._head(hidden)
+
+
+def load_hf(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Mamba:
+    """The layout of transformers' MambaForCausalLM."""
+    return Mamba(checkpoint, read_hf_config(checkpoint), device, dtype)
+
+
+def load_original(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Mamba:
+    """The layout of the state-spaces/mamba repository."""
+    return Mamba(checkpoint, read_original_config(checkpoint), device, dtype)

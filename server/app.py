@@ -1,0 +1,54 @@
+"""The HTTP application around one loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+
+from ostinato.server.chat import chat_router
+from ostinato.server.completions import completions_router
+from ostinato.server.context import Context
+from ostinato.server.errors import install_error_handlers
+from ostinato.server.limits import BodyLimit
+from ostinato.server.metrics import Metrics
+from ostinato.server.ops import ops_router
+from ostinato.server.request_log import RequestLog
+
+if TYPE_CHECKING:
+    from ostinato.engine.service import Service
+    from ostinato.server.settings import ServerSettings
+
+
+def create_app(service: Service, settings: ServerSettings) -> FastAPI:
+    """The application that serves `service`. Its lifespan starts and stops the service's loop.
+
+    The API is described at /openapi.json. There is no page that renders it: the usual ones load scripts from afar.
+    """
+    context = Context(service, settings, Metrics(service))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
+
+    app = FastAPI(
+        title="Ostinato",
+        version=version("ostinato"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for router in (completions_router(context), chat_router(context), ops_router(context)):
+        app.include_router(router)
+    install_error_handlers(app)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestLog, metrics=context.metrics)
+    return app

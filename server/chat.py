@@ -1,0 +1,125 @@
+"""POST /v1/chat/completions: a conversation in, the assistant's next turn out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from ostinato.engine.types import TokenEvent
+from ostinato.server.context import Context
+from ostinato.server.generation import Job, collect, join_ids, run, wire_reason
+from ostinato.server.logprobs import TokenNames, chat_logprobs
+from ostinato.server.params import chat_params
+from ostinato.server.protocol import ChatRequest
+from ostinato.server.replies import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatLogprobs,
+    Usage,
+)
+from ostinato.server.sse import SseResponse, until_disconnect
+from ostinato.server.validation import StrictJsonRoute
+
+
+def chat_router(context: Context) -> APIRouter:
+    router = APIRouter(route_class=StrictJsonRoute)
+
+    @router.post("/v1/chat/completions", response_model=None, responses={200: {"model": ChatCompletion}})
+    async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
+        started = time.perf_counter()
+        context.check_model(body.model)
+        params = chat_params(context, body)
+        prompt = await context.encode_chat(body.messages)
+        writer = ChatWriter(context, body, Job("chatcmpl", [prompt], params, body.n, body.priority, started))
+        if body.stream:
+            return SseResponse(writer.chunks())
+        reply = await until_disconnect(request.receive, writer.whole())
+        return Response(reply.model_dump_json(), media_type="application/json")
+
+    return router
+
+
+class ChatWriter:
+    """Writes the answer of one request, at once or as a stream: both are made of the same pieces."""
+
+    def __init__(self, context: Context, request: ChatRequest, job: Job) -> None:
+        self.context = context
+        self.request = request
+        self.job = job
+        self.names = TokenNames(context.service.tokenizer)
+        self.begun: set[int] = set()
+
+    async def chunks(self) -> AsyncGenerator[ChatCompletionChunk, None]:
+        async with aclosing(run(self.context, self.job)) as events:
+            async for event in events:
+                piece = self.piece(event)
+                if _says_something(piece):
+                    yield self._chunk([piece])
+        options = self.request.stream_options
+        if options is not None and options.include_usage:
+            yield self._chunk([], self.job.usage())
+
+    async def whole(self) -> ChatCompletion:
+        pieces = await collect(self.context, self.job, self.piece)
+        return ChatCompletion(
+            id=self.job.id,
+            created=self.job.created,
+            model=self.context.model_name,
+            system_fingerprint=self.context.fingerprint,
+            choices=[_join(of_choice) for of_choice in pieces],
+            usage=self.job.usage(),
+        )
+
+    def piece(self, event: TokenEvent) -> ChatChunkChoice:
+        """What one event adds to its choice. The first piece of a choice names the role."""
+        first = event.index not in self.begun
+        self.begun.add(event.index)
+        shows_ids = self.request.return_token_ids
+        content = chat_logprobs(self.names, event.logprobs)
+        return ChatChunkChoice(
+            index=event.index,
+            delta=ChatDelta(role="assistant" if first else None, content=event.text if event.text or first else None),
+            logprobs=ChatLogprobs(content=content) if content else None,
+            finish_reason=wire_reason(event),
+            stop_reason=event.stop_reason,
+            token_ids=list(event.token_ids) if shows_ids else None,
+            prompt_token_ids=list(self.job.prompt_of(event.index)) if first and shows_ids else None,
+        )
+
+    def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
+        return ChatCompletionChunk(
+            id=self.job.id,
+            created=self.job.created,
+            model=self.context.model_name,
+            system_fingerprint=self.context.fingerprint,
+            choices=choices,
+            usage=usage,
+        )
+
+
+def _says_something(piece: ChatChunkChoice) -> bool:
+    """Half characters and possible stop strings are held back: their events have nothing to show."""
+    return bool(piece.delta.content is not None or piece.finish_reason or piece.logprobs or piece.token_ids)
+
+
+def _join(pieces: Sequence[ChatChunkChoice]) -> ChatChoice:
+    """The whole choice from its pieces."""
+    first, last = pieces[0], pieces[-1]
+    content = [entry for piece in pieces if piece.logprobs is not None for entry in piece.logprobs.content]
+    return ChatChoice(
+        index=last.index,
+        message=AssistantMessage(content="".join(piece.delta.content or "" for piece in pieces)),
+        logprobs=ChatLogprobs(content=content) if content else None,
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        token_ids=join_ids([piece.token_ids for piece in pieces]),
+        prompt_token_ids=first.prompt_token_ids,
+    )

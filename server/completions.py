@@ -1,0 +1,157 @@
+"""POST /v1/completions: text or token ids in, the continuation out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from ostinato.engine.types import TokenEvent
+from ostinato.server.context import Context
+from ostinato.server.generation import Job, collect, join_ids, run, wire_reason
+from ostinato.server.logprobs import LegacyWriter, TokenNames, join_legacy
+from ostinato.server.params import completion_params
+from ostinato.server.protocol import CompletionRequest
+from ostinato.server.replies import Completion, CompletionChoice, LegacyLogprobs, Usage
+from ostinato.server.sse import SseResponse, until_disconnect
+from ostinato.server.validation import StrictJsonRoute
+
+
+def completions_router(context: Context) -> APIRouter:
+    router = APIRouter(route_class=StrictJsonRoute)
+
+    @router.post("/v1/completions", response_model=None, responses={200: {"model": Completion}})
+    async def create_completion(body: CompletionRequest, request: Request) -> Response:
+        started = time.perf_counter()
+        context.check_model(body.model)
+        params = completion_params(context, body)
+        prompts = await context.encode_prompts(body)
+        job = Job("cmpl", prompts, params, body.n, body.priority, started)
+        writer = CompletionWriter(context, body, job)
+        if body.stream:
+            return SseResponse(writer.chunks())
+        reply = await until_disconnect(request.receive, writer.whole())
+        return Response(reply.model_dump_json(), media_type="application/json")
+
+    return router
+
+
+class CompletionWriter:
+    """Writes the answer of one request, at once or as a stream: both are made of the same pieces."""
+
+    def __init__(self, context: Context, request: CompletionRequest, job: Job) -> None:
+        self.context = context
+        self.request = request
+        self.job = job
+        self.choices = [ChoiceWriter(context, request, job, index) for index in range(job.choices)]
+
+    async def chunks(self) -> AsyncGenerator[Completion, None]:
+        async with aclosing(run(self.context, self.job)) as events:
+            async for event in events:
+                piece = self.piece(event)
+                if _says_something(piece):
+                    yield self.reply([piece])
+        options = self.request.stream_options
+        if options is not None and options.include_usage:
+            yield self.reply([], self.job.usage())
+
+    async def whole(self) -> Completion:
+        pieces = await collect(self.context, self.job, self.piece)
+        return self.reply([_join(of_choice) for of_choice in pieces], self.job.usage())
+
+    def piece(self, event: TokenEvent) -> CompletionChoice:
+        return self.choices[event.index].piece(event)
+
+    def reply(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
+        return Completion(
+            id=self.job.id,
+            created=self.job.created,
+            model=self.context.model_name,
+            system_fingerprint=self.context.fingerprint,
+            choices=choices,
+            usage=usage,
+        )
+
+
+class ChoiceWriter:
+    """Writes one choice: turns each of its events into what that event adds to the answer."""
+
+    def __init__(self, context: Context, request: CompletionRequest, job: Job, index: int) -> None:
+        self.context = context
+        self.request = request
+        self.index = index
+        self.prompt_index = index // job.n
+        self.prompt = job.prompt_of(index)
+        names = TokenNames(context.service.tokenizer)
+        self.logprobs = LegacyWriter(names, opens=request.echo)
+        self.prompt_logprobs = LegacyWriter(names, opens=True)
+        self.scored = 0  # prompt tokens whose log-probabilities have come
+        self.begun = False
+
+    def piece(self, event: TokenEvent) -> CompletionChoice:
+        first, self.begun = not self.begun, True
+        shows_ids = self.request.return_token_ids
+        logprobs, prompt_logprobs = self._logprobs(event)
+        return CompletionChoice(
+            index=self.index,
+            text=(self._echo() if first and self.request.echo else "") + event.text,
+            logprobs=logprobs,
+            finish_reason=wire_reason(event),
+            stop_reason=event.stop_reason,
+            token_ids=list(event.token_ids) if shows_ids else None,
+            prompt_token_ids=list(self.prompt) if first and shows_ids else None,
+            prompt_logprobs=prompt_logprobs,
+        )
+
+    def _echo(self) -> str:
+        """The prompt as the client wrote it, or as its token ids read."""
+        prompt = self.request.prompt
+        given = prompt if isinstance(prompt, str) else prompt[self.prompt_index]
+        return given if isinstance(given, str) else self.context.tokenizer_for("echo").decode(self.prompt)
+
+    def _logprobs(self, event: TokenEvent) -> tuple[LegacyLogprobs | None, LegacyLogprobs | None]:
+        """Those of the answer, which with `echo` begin with the prompt's; and the prompt's by themselves."""
+        request = self.request
+        scored = self.prompt[self.scored : self.scored + len(event.prompt_logprobs)]
+        self.scored += len(scored)
+        pieces = []
+        if request.logprobs is not None:
+            if request.echo:
+                pieces.append(self.logprobs.write(scored, event.prompt_logprobs, request.logprobs))
+            pieces.append(self.logprobs.write(event.token_ids, event.logprobs, request.logprobs))
+        of_prompt = None
+        if request.prompt_logprobs is not None:
+            of_prompt = self.prompt_logprobs.write(scored, event.prompt_logprobs, request.prompt_logprobs)
+        return _if_any(join_legacy(pieces)), _if_any(of_prompt)
+
+
+def _if_any(logprobs: LegacyLogprobs | None) -> LegacyLogprobs | None:
+    return logprobs if logprobs is not None and logprobs.tokens else None
+
+
+def _says_something(piece: CompletionChoice) -> bool:
+    """Half characters and possible stop strings are held back: their events have nothing to show."""
+    shown = (piece.text, piece.finish_reason, piece.logprobs, piece.token_ids, piece.prompt_logprobs)
+    return any(shown) or piece.prompt_token_ids is not None
+
+
+def _join(pieces: Sequence[CompletionChoice]) -> CompletionChoice:
+    """The whole choice from its pieces."""
+    first, last = pieces[0], pieces[-1]
+    return CompletionChoice(
+        index=last.index,
+        text="".join(piece.text for piece in pieces),
+        logprobs=_join_logprobs([piece.logprobs for piece in pieces]),
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        token_ids=join_ids([piece.token_ids for piece in pieces]),
+        prompt_token_ids=first.prompt_token_ids,
+        prompt_logprobs=_join_logprobs([piece.prompt_logprobs for piece in pieces]),
+    )
+
+
+def _join_logprobs(pieces: Sequence[LegacyLogprobs | None]) -> LegacyLogprobs | None:
+    return _if_any(join_legacy(piece for piece in pieces if piece is not None))

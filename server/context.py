@@ -1,0 +1,105 @@
+"""What every route works with. One per app; nothing here is global."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field
+from functools import cached_property, partial
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from ostinato.engine.errors import RequestError, TextNeedsTokenizerError
+from ostinato.server.errors import ModelNotFoundError
+from ostinato.server.metrics import Metrics
+from ostinato.server.protocol import ChatMessage, CompletionRequest
+
+if TYPE_CHECKING:
+    from ostinato.engine.service import Service
+    from ostinato.engine.tokenizer import Tokenizer
+    from ostinato.server.settings import ServerSettings
+
+INLINE_CHARACTERS = 8192  # longer texts are tokenized in a thread, so that streams of others go on
+
+
+@dataclass(frozen=True)
+class Context:
+    """The service, its settings and metrics, and the questions that several routes ask of them."""
+
+    service: Service
+    settings: ServerSettings
+    metrics: Metrics
+    created: int = field(default_factory=lambda: int(time.time()))  # when the model was loaded, seconds since 1970
+
+    @cached_property
+    def model_name(self) -> str:
+        return self.settings.served_model_name or self.service.model_name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with whatever may change an answer: this version, the model and its precision."""
+        facts = repr((version("ostinato"), astuple(self.service.info)))
+        return f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ModelNotFoundError: the request wants another model than the served one."""
+        if name is not None and name != self.model_name:
+            message = f"The model {name!r} does not exist here; this server serves {self.model_name!r}."
+            raise ModelNotFoundError(message, "model")
+
+    def tokenizer_for(self, field_name: str) -> Tokenizer:
+        """Raises TextNeedsTokenizerError: the model was loaded without one; the message names the field."""
+        if self.service.tokenizer is None:
+            message = (
+                f"{field_name}: this model was loaded without a tokenizer, so text cannot be read or written. "
+                "Send token ids as the prompt, with return_token_ids, or start the server with --tokenizer."
+            )
+            raise TextNeedsTokenizerError(message, field_name)
+        return self.service.tokenizer
+
+    async def encode(self, text: str, field_name: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        """Raises TextNeedsTokenizerError; RequestError: the vocabulary cannot express the text."""
+        encode = partial(self.tokenizer_for(field_name).encode, text, add_special_tokens=add_special_tokens)
+        try:
+            return tuple(encode() if len(text) <= INLINE_CHARACTERS else await asyncio.to_thread(encode))
+        except RequestError as error:
+            raise RequestError(f"{field_name}: {error}", field_name) from None
+
+    async def encode_prompts(self, request: CompletionRequest) -> list[tuple[int, ...]]:
+        """The token ids of each prompt of a completion request."""
+        prompt, special = request.prompt, request.add_special_tokens
+        if isinstance(prompt, str):
+            return [await self.encode(prompt, "prompt", add_special_tokens=special)]
+        prompts: list[tuple[int, ...]] = []
+        lone_ids: list[int] = []
+        for item in prompt:
+            if isinstance(item, str):
+                prompts.append(await self.encode(item, "prompt", add_special_tokens=special))
+            elif isinstance(item, int):
+                lone_ids.append(item)
+            else:
+                prompts.append(tuple(item))
+        return prompts or [tuple(lone_ids)]
+
+    async def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
+        """The token ids of a conversation, up to where the assistant's answer begins."""
+        tokenizer = self.tokenizer_for("messages")
+        text = tokenizer.apply_chat_template([_plain(item) for item in messages], add_generation_prompt=True)
+        return await self.encode(text, "messages", add_special_tokens=False)
+
+    def check_token_ids(self, ids: Sequence[int], field_name: str) -> None:
+        """Raises RequestError: an id is outside of the vocabulary."""
+        size = self.service.info.vocab_size
+        for token_id in ids:
+            if not 0 <= token_id < size:
+                raise RequestError(f"{field_name}: {token_id} is not a token id: the ids are 0 to {size - 1}", field_name)
+
+
+def _plain(message: ChatMessage) -> dict[str, str]:
+    """As templates expect it: one text, and `system` for what newer clients call `developer`."""
+    content = message.content
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    named = {} if message.name is None else {"name": message.name}
+    return {"role": "system" if message.role == "developer" else message.role, "content": text, **named}

@@ -1,0 +1,129 @@
+"""From exceptions to HTTP answers: one table, one shape.
+
+Every error leaves the server as `{"error": {"message", "type", "param", "code"}}`, the shape of the OpenAI API.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from ostinato.engine.errors import (
+    EngineStoppedError,
+    OstinatoError,
+    QueueFullError,
+    RequestError,
+    StepError,
+    TextNeedsTokenizerError,
+)
+from ostinato.server.validation import first_problem
+
+INVALID = "invalid_request_error"
+SERVER = "server_error"
+
+
+class ModelNotFoundError(RequestError):
+    """The request names a model that is not the served one."""
+
+
+class NotReadyError(OstinatoError):
+    """A completion would not be served now."""
+
+
+class ClientDisconnectedError(Exception):
+    """Nobody waits for the answer any more. Never becomes a response."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How one kind of error leaves the server."""
+
+    status: int
+    type: str
+    code: str
+
+
+BY_TYPE: dict[type[Exception], Answer] = {
+    ModelNotFoundError: Answer(404, INVALID, "model_not_found"),
+    TextNeedsTokenizerError: Answer(400, INVALID, "tokenizer_required"),
+    RequestError: Answer(400, INVALID, "invalid_value"),
+    QueueFullError: Answer(429, "rate_limit_error", "queue_full"),
+    NotReadyError: Answer(503, SERVER, "not_ready"),
+    EngineStoppedError: Answer(503, SERVER, "engine_stopped"),
+    StepError: Answer(500, SERVER, "step_failed"),
+    Exception: Answer(500, SERVER, "internal_error"),
+}
+
+BY_STATUS: dict[int, Answer] = {
+    400: Answer(400, INVALID, "invalid_body"),
+    404: Answer(404, INVALID, "not_found"),
+    405: Answer(405, INVALID, "method_not_allowed"),
+    413: Answer(413, INVALID, "body_too_large"),
+    415: Answer(415, INVALID, "unsupported_media_type"),
+}
+
+STOPPED_RETRY_SECONDS = 5  # long enough for a restarted server to come up
+
+
+def answer_for(error: Exception) -> Answer:
+    """The table's row for the nearest base class."""
+    return next(BY_TYPE[base] for base in type(error).__mro__ if base in BY_TYPE)
+
+
+def error_body(message: str, answer: Answer, param: str | None = None) -> dict[str, object]:
+    return {"error": {"message": message, "type": answer.type, "param": param, "code": answer.code}}
+
+
+def describe(error: Exception) -> dict[str, object]:
+    """The error object for an exception. What is not ours is not shown to the client: the log has it."""
+    known = isinstance(error, OstinatoError)
+    message = str(error) if known else "The server met an internal error; its log has the details."
+    return error_body(message, answer_for(error), getattr(error, "field", None) if known else None)
+
+
+def error_response(error: Exception) -> JSONResponse:
+    return JSONResponse(describe(error), answer_for(error).status, headers=_retry_header(error))
+
+
+def _retry_header(error: Exception) -> dict[str, str]:
+    if isinstance(error, QueueFullError):
+        return {"retry-after": str(max(1, math.ceil(error.retry_after)))}
+    if isinstance(error, EngineStoppedError):
+        return {"retry-after": str(STOPPED_RETRY_SECONDS)}
+    return {}
+
+
+async def _on_ostinato_error(_: Request, error: Exception) -> JSONResponse:
+    return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    """Starlette's own errors: unknown routes, wrong methods, unreadable bodies."""
+    assert isinstance(error, HTTPException)
+    answer = BY_STATUS.get(error.status_code, Answer(error.status_code, INVALID, "http_error"))
+    route = f"{request.method} {request.url.path}"
+    message = {
+        404: f"There is no route {route}.",
+        405: f"The route does not take this method: {route}.",
+    }.get(error.status_code, str(error.detail))
+    return JSONResponse(error_body(message, answer), error.status_code, headers=error.headers)
+
+
+async def _on_validation_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    if isinstance(error.body, bytes):
+        message = "The body must be JSON: send it with the header 'content-type: application/json'."
+        return JSONResponse(error_body(message, BY_STATUS[415]), 415)
+    param, message = first_problem(error.errors(), error.body)
+    return JSONResponse(error_body(message, Answer(400, INVALID, "invalid_value"), param), 400)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(OstinatoError, _on_ostinato_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)

@@ -1,0 +1,100 @@
+"""From request fields to `SamplingParams`, and the combinations of fields that make no sense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ostinato.engine.chat_template import default_stop
+from ostinato.engine.errors import RequestError
+from ostinato.engine.types import SamplingParams
+from ostinato.server.context import Context
+from ostinato.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
+
+
+def completion_params(context: Context, request: CompletionRequest) -> SamplingParams:
+    """Raises RequestError: a value or a combination that cannot be served; `field` is the request's own name."""
+    if request.best_of not in (None, request.n):
+        raise RequestError("best_of is only supported when it equals n", "best_of")
+    if request.echo:
+        context.tokenizer_for("echo")
+    wanted = [request.prompt_logprobs, request.logprobs if request.echo else None]
+    counts = [count for count in wanted if count is not None]
+    names = {"prompt_logprobs": "logprobs"} if request.prompt_logprobs is None else {}
+    return _params(
+        context,
+        request,
+        max_tokens=_or(request.max_tokens, context.settings.completion_max_tokens),
+        logprobs=request.logprobs,
+        prompt_logprobs=max(counts, default=None),
+        names=names,
+    )
+
+
+def chat_params(context: Context, request: ChatRequest) -> SamplingParams:
+    """Raises RequestError: a value or a combination that cannot be served; `field` is the request's own name."""
+    if request.max_tokens is not None and request.max_completion_tokens is not None:
+        raise RequestError("max_tokens and max_completion_tokens are the same bound: send one", "max_completion_tokens")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
+    limit = _or(request.max_completion_tokens, _or(request.max_tokens, context.settings.chat_max_tokens))
+    limit_name = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+    return _params(
+        context,
+        request,
+        max_tokens=limit,
+        logprobs=_or(request.top_logprobs, 0) if request.logprobs else None,
+        names={"max_tokens": limit_name, "logprobs": "top_logprobs"},
+        more_stop=default_stop(context.tokenizer_for("messages").chat_template),
+    )
+
+
+def _params(
+    context: Context,
+    request: GenerationRequest,
+    *,
+    max_tokens: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+    names: Mapping[str, str],
+    more_stop: Sequence[str] = (),
+) -> SamplingParams:
+    """`names`: the engine's field names for which the request has others."""
+    if request.stream_options is not None and not request.stream:
+        raise RequestError("stream_options needs stream: true", "stream_options")
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop
+    if stop:
+        context.tokenizer_for("stop")
+    try:
+        return SamplingParams(
+            temperature=request.temperature,
+            top_k=request.top_k,
+            top_p=request.top_p,
+            min_p=request.min_p,
+            repetition_penalty=request.repetition_penalty,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            logit_bias={int(token_id): bias for token_id, bias in request.logit_bias.items()},
+            seed=request.seed,
+            max_tokens=max_tokens,
+            min_tokens=request.min_tokens,
+            stop=(*stop, *more_stop),
+            stop_token_ids=frozenset(request.stop_token_ids),
+            include_stop=request.include_stop_str_in_output,
+            ignore_eos=request.ignore_eos,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+    except RequestError as error:
+        raise renamed(error, names) from None
+
+
+def renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
+    """The same error in the request's own field names."""
+    name = names.get(error.field or "")
+    if name is None or error.field is None:
+        return error
+    return type(error)(str(error).replace(error.field, name, 1), name)
+
+
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value

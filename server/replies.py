@@ -1,0 +1,169 @@
+"""What the server sends. Extensions of the OpenAI shapes are left out of an answer that has nothing for them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, Field
+
+T = TypeVar("T")
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+Optional = Annotated[T | None, Field(exclude_if=_is_none)]
+FinishReason = Literal["stop", "length"]
+
+
+class CachedTokens(BaseModel):
+    cached_tokens: int = 0  # prompts are read anew for every request
+
+
+class Usage(BaseModel):
+    """Tokens of one request. Each prompt counts once, however many choices continue it."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens = Field(default_factory=CachedTokens)
+
+
+class LegacyLogprobs(BaseModel):
+    """Parallel lists, one entry per token. `text_offset` counts characters of the choice's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    """One choice, or in a stream what one step added to it."""
+
+    index: int
+    text: str
+    logprobs: LegacyLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: Optional[str | int] = None
+    token_ids: Optional[list[int]] = None
+    prompt_token_ids: Optional[list[int]] = None
+    prompt_logprobs: Optional[LegacyLogprobs] = None
+
+
+class Completion(BaseModel):
+    """Answer of /v1/completions, and each event of its stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int  # seconds since 1970
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Optional[Usage] = None
+
+
+class TopLogprob(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatTokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+
+class AssistantMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatDelta(BaseModel):
+    role: Optional[Literal["assistant"]] = None
+    content: Optional[str] = None
+
+
+class ChatExtras(BaseModel):
+    """What a chat choice and a piece of one have in common."""
+
+    index: int
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: Optional[str | int] = None
+    token_ids: Optional[list[int]] = None
+    prompt_token_ids: Optional[list[int]] = None
+
+
+class ChatChoice(ChatExtras):
+    message: AssistantMessage
+
+
+class ChatChunkChoice(ChatExtras):
+    delta: ChatDelta
+
+
+class ChatCompletion(BaseModel):
+    """Answer of /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatCompletionChunk(BaseModel):
+    """One event of the stream of /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    usage: Optional[Usage] = None
+
+
+class ModelCard(BaseModel):
+    """The served model, with what capacity planning needs. Sizes in bytes."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "ostinato"
+    architecture: str
+    family: str
+    vocab_size: int
+    dtype: str
+    state_dtype: str
+    bytes_per_state: int
+    slots: int
+    weight_bytes: int
+    has_tokenizer: bool
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class TokenizeReply(BaseModel):
+    tokens: list[int]
+    count: int
+
+
+class DetokenizeReply(BaseModel):
+    prompt: str
+
+
+class Status(BaseModel):
+    status: Literal["ok", "ready"]

@@ -1,0 +1,24 @@
+"""Settings of one server: what it listens on, what it bounds, and the engine's own settings inside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ostinato.engine.config import EngineConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Everything `create_app` and `serve` need besides the loaded service."""
+
+    engine: EngineConfig
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0: any free one
+    max_body_bytes: int = 8 * 2**20
+    drain_seconds: float = 30.0  # how long SIGTERM lets running requests go on
+    served_model_name: str | None = None  # None: the name of the loaded model
+    completion_max_tokens: int = 16  # of /v1/completions when the request names none, as with OpenAI
+    chat_max_tokens: int = 1024  # of /v1/chat/completions when the request names none
+    log_level: str = "info"

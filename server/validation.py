@@ -1,0 +1,77 @@
+"""Reading JSON bodies strictly, and saying which field is wrong in the words of the request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from fastapi import HTTPException, Request, Response
+from fastapi.routing import APIRoute
+from pydantic import ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError, from_json
+
+
+class StrictJsonRequest(Request):
+    """A request whose body is JSON by the standard.
+
+    The parser of the Python library takes NaN, half surrogate pairs and any depth; each of them would fail later, as
+    an error of the server.
+    """
+
+    async def json(self) -> object:
+        """Raises HTTPException: 400, the body is not JSON."""
+        try:
+            return from_json(await self.body(), allow_inf_nan=False)
+        except ValueError as error:
+            raise HTTPException(400, f"The body is not valid JSON: {error}.") from None
+
+
+class StrictJsonRoute(APIRoute):
+    """A route that reads its body through `StrictJsonRequest`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def read_strictly(request: Request) -> Response:
+            return await handle(StrictJsonRequest(request.scope, request.receive))
+
+        return read_strictly
+
+
+def must_be(description: str) -> WrapValidator:
+    """A validator that answers any mismatch with one sentence, where a union would list a complaint per member."""
+
+    def check(value: object, inner: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return inner(value)
+        except ValidationError:
+            raise PydanticCustomError("must_be", "must be {expected}", {"expected": description}) from None
+
+    return WrapValidator(check)
+
+
+def first_problem(errors: Sequence[Any], body: object) -> tuple[str | None, str]:
+    """The field and the sentence for the most specific of pydantic's errors.
+
+    Of a union's members the one that got deepest into the value is the one that was meant.
+    """
+    error = max(errors, key=lambda item: len(item["loc"]))
+    path = _path_in_body(error["loc"][1:], body, missing=error["type"] == "missing")
+    if not path:
+        return None, "The body must be a JSON object."
+    if error["type"] == "extra_forbidden":
+        return path, f"{path}: this field is unknown or not supported."
+    return path, f"{path}: {error['msg']}."
+
+
+def _path_in_body(location: Sequence[str | int], body: object, *, missing: bool) -> str:
+    """`messages[0].content` from pydantic's location, which also names union members: those are not in the body."""
+    path = ""
+    for key in location:
+        if isinstance(body, Mapping) and key in body:
+            path, body = f"{path}.{key}", body[key]
+        elif isinstance(body, list) and isinstance(key, int) and key < len(body):
+            path, body = f"{path}[{key}]", body[key]
+    if missing and location:
+        path = f"{path}.{location[-1]}"
+    return path.removeprefix(".")

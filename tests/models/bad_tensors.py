@@ -1,0 +1,135 @@
+"""Checkpoints whose files are in order, but whose tensors are not what their architecture needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from tests.models import bad_files as bad
+from tests.models.bad_cases import BIN, PTH, SAFETENSORS, BadCase
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A golden folder, the file that holds its weights, one of its tensors, and what users are told it is."""
+
+    golden: str
+    file: str
+    tensor: str
+    described: str
+
+
+FAMILIES = [
+    Family("mamba_hf", SAFETENSORS, "backbone.norm_f.weight", "MambaForCausalLM"),
+    Family("mamba_orig", BIN, "backbone.layers.1.mixer.D", "Mamba in the original state-spaces layout"),
+    Family("rwkv7_fla", SAFETENSORS, "model.layers.1.attn.r_proj.weight", "RWKV7ForCausalLM"),
+    Family("rwkv7_pth", PTH, "blocks.1.att.w1", "RWKV-7 as .pth file"),
+    Family("gla", SAFETENSORS, "model.layers.1.attn.q_proj.weight", "GLAForCausalLM"),
+]
+
+
+def _longer(value: torch.Tensor) -> torch.Tensor:
+    return torch.cat([value, value[:1]])
+
+
+def family_cases(family: Family) -> list[BadCase]:
+    """The faults that every family has to notice."""
+    tensor, where = family.tensor, rf"{family.golden}/{family.file}"
+
+    def case(fault: str, change: bad.Change, message: str) -> BadCase:
+        return BadCase(f"{family.golden}_{fault}", bad.saved(family.file, change), f"{where}.*{message}", family.golden)
+
+    def put(make: Callable[[torch.Tensor], torch.Tensor]) -> bad.Change:
+        return lambda tensors: {**tensors, tensor: make(tensors[tensor])}
+
+    return [
+        case(
+            "tensor_missing",
+            lambda t: {n: v for n, v in t.items() if n != tensor},
+            f"tensor '{tensor}' is missing",
+        ),
+        case(
+            "tensor_renamed",
+            lambda t: {n + "s" if n == tensor else n: v for n, v in t.items()},
+            f"tensor '{tensor}' is missing; names like it: '{tensor}s'",
+        ),
+        case("tensor_too_long", put(_longer), rf"tensor '{tensor}' has shape \(.*\), but \(.*\) is expected"),
+        case("tensor_one_more_axis", put(lambda v: v[None, None]), f"tensor '{tensor}' has shape"),
+        case("tensor_scalar", put(lambda v: torch.zeros(())), rf"tensor '{tensor}' has shape \(\)"),
+        case(
+            "tensor_of_integers",
+            put(lambda v: v.int()),
+            f"tensor '{tensor}' has dtype int32, expected one of",
+        ),
+        case(
+            "tensor_of_doubles",
+            put(lambda v: v.double()),
+            f"tensor '{tensor}' has dtype float64, expected one of",
+        ),
+        case(
+            "tensor_left_over",
+            lambda t: {**t, "extra.weight": torch.zeros(1)},
+            rf"holds tensors that {family.described} has no place for \(1\): 'extra\.weight'$",
+        ),
+    ]
+
+
+LEFT_OVER = r"model\.safetensors holds tensors .* no place for \(\d+\): 'backbone\.layers\.1\..* and \d+ more$"
+CONFIG_CASES = [
+    BadCase(name, bad.config(**{key: value}), message, golden)
+    for name, golden, key, value, message in [
+        ("too_few_layers", "mamba_hf", "num_hidden_layers", 1, LEFT_OVER),
+        (
+            "too_many_layers",
+            "mamba_hf",
+            "num_hidden_layers",
+            9,
+            r"tensor 'backbone\.layers\.3\..*' is missing",
+        ),
+        (
+            "vocabulary_too_small",
+            "mamba_hf",
+            "vocab_size",
+            7,
+            r"'backbone\.embeddings\.weight' has shape \(288, 40\)",
+        ),
+        (
+            "hidden_size_a_string",
+            "mamba_hf",
+            "hidden_size",
+            "40",
+            r"config\.json: hidden_size must be .*'40'",
+        ),
+        ("hidden_size_negative", "gla", "hidden_size", -1, r"config\.json: hidden_size must be"),
+        ("layers_a_list", "rwkv7_fla", "num_hidden_layers", [2], r"config\.json: num_hidden_layers must be"),
+        ("heads_do_not_divide", "gla", "num_heads", 7, r"config\.json: num_heads is 7"),
+        (
+            "norm_eps_not_a_number",
+            "mamba_hf",
+            "layer_norm_epsilon",
+            float("nan"),
+            r"config\.json: layer_norm_epsilon",
+        ),
+    ]
+]
+LOW_RANK = "model.layers.1.attn.w_lora.lora.0.weight"
+LOW_RANK_SCALAR = BadCase(
+    "rwkv7_fla_low_rank_scalar",
+    bad.saved(SAFETENSORS, lambda t: {**t, LOW_RANK: torch.zeros(())}),
+    rf"model\.safetensors: tensor '{LOW_RANK}' has shape \(\)",
+    "rwkv7_fla",
+)
+NO_SUCH_BLOCK = BadCase(
+    "pth_block_without_number",
+    bad.saved(PTH, lambda t: {**t, "blocks.last.att.k_k": torch.zeros(1)}),
+    rf"{PTH}.*'blocks\.last\.att\.k_k'",
+    "rwkv7_pth",
+)
+LOADING_CASES = [
+    *(case for family in FAMILIES for case in family_cases(family)),
+    *CONFIG_CASES,
+    LOW_RANK_SCALAR,
+    NO_SUCH_BLOCK,
+]

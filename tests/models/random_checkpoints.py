@@ -1,0 +1,275 @@
+"""Checkpoints of random tiny configurations, and one of a published size, for each family and layout."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.models import checkpoints, weights
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RandomCheckpoint:
+    """`path`: a folder or a `.pth` file. `oracles`: the modules of `tests.oracles` that can run it."""
+
+    path: Path
+    oracles: tuple[str, ...]
+    vocab_size: int  # ids below it are tokens; the output matrix may have more rows
+    label: str  # what was drawn, for messages
+
+
+def mamba_hf(seed: int, folder: Path) -> RandomCheckpoint:
+    """transformers' layout."""
+    draw = random.Random(seed)
+    hidden = draw.randrange(20, 97)
+    expand = draw.choice((1, 2, 2, 3))
+    config = {
+        "architectures": ["MambaForCausalLM"],
+        "model_type": "mamba",
+        "vocab_size": draw.randrange(180, 300),
+        "hidden_size": hidden,
+        "num_hidden_layers": draw.randint(1, 4),
+        "state_size": draw.choice((4, 8, 11, 16, 24)),
+        "conv_kernel": draw.choice((4, 4, 3, 2)),
+        "expand": expand,
+        "time_step_rank": draw.choice(("auto", draw.randint(1, 9))),
+        "use_bias": draw.random() < 0.3,
+        "use_conv_bias": draw.random() < 0.7,
+        "layer_norm_epsilon": draw.choice((1e-5, 1e-6, 1e-3)),
+        "tie_word_embeddings": draw.random() < 0.7,
+        "hidden_act": "silu",
+        "residual_in_fp32": draw.random() < 0.8,
+    }
+    if draw.random() < 0.5:
+        config["intermediate_size"] = expand * hidden
+    return _write_mamba_hf(config, seed, folder, draw)
+
+
+def _write_mamba_hf(config: Config, seed: int, folder: Path, draw: random.Random) -> RandomCheckpoint:
+    tensors = weights.mamba_tensors(_resolved_mamba(config), seed)
+    dtype = draw.choice(("float32", "bfloat16", "float16"))
+    container = draw.choice(("safetensors", "sharded", "bin"))
+    checkpoints.write_folder(folder, config, tensors, dtype, container)
+    return RandomCheckpoint(folder, ("mamba",), config["vocab_size"], f"{dtype} {container} {config}")
+
+
+def _resolved_mamba(config: Config) -> Config:
+    rank = config["time_step_rank"]
+    return {
+        **config,
+        "intermediate_size": config["expand"] * config["hidden_size"],
+        "time_step_rank": math.ceil(config["hidden_size"] / 16) if rank == "auto" else rank,
+    }
+
+
+def mamba_orig(seed: int, folder: Path) -> RandomCheckpoint:
+    """The original state-spaces layout: no architecture, padded vocabulary, `pytorch_model.bin`."""
+    draw = random.Random(seed)
+    hidden = draw.randrange(20, 97)
+    ssm = {
+        "d_state": draw.choice((4, 8, 11, 16, 24)),
+        "d_conv": draw.choice((4, 4, 3)),
+        "expand": draw.choice((1, 2, 2, 3)),
+        "dt_rank": draw.choice(("auto", draw.randint(1, 9))),
+    }
+    config = {
+        "d_model": hidden,
+        "n_layer": draw.randint(1, 4),
+        "vocab_size": draw.randrange(180, 300),
+        "ssm_cfg": {name: value for name, value in ssm.items() if draw.random() < 0.5},
+        "rms_norm": True,
+        "residual_in_fp32": True,
+        "fused_add_norm": True,
+        "pad_vocab_size_multiple": draw.choice((8, 8, 16, 1)),
+    }
+    names = {"d_state": "state_size", "d_conv": "conv_kernel", "expand": "expand", "dt_rank": "time_step_rank"}
+    defaults = {"state_size": 16, "conv_kernel": 4, "expand": 2, "time_step_rank": "auto"}
+    multiple = config["pad_vocab_size_multiple"]
+    in_hf_terms = {
+        **defaults,
+        **{names[name]: value for name, value in config["ssm_cfg"].items()},
+        "hidden_size": hidden,
+        "num_hidden_layers": config["n_layer"],
+        "vocab_size": multiple * math.ceil(config["vocab_size"] / multiple),
+        "use_bias": False,
+        "use_conv_bias": True,
+        "tie_word_embeddings": True,
+    }
+    tensors = checkpoints.original_mamba_names(weights.mamba_tensors(_resolved_mamba(in_hf_terms), seed))
+    dtype = draw.choice(("float32", "float16"))
+    checkpoints.write_folder(folder, config, tensors, dtype, "bin")
+    return RandomCheckpoint(folder, ("mamba", "mambapy_blocks"), config["vocab_size"], f"{dtype} {config}")
+
+
+def gla(seed: int, folder: Path) -> RandomCheckpoint:
+    """fla's layout."""
+    draw = random.Random(seed)
+    heads = draw.randint(1, 4)
+    config = {
+        "architectures": ["GLAForCausalLM"],
+        "model_type": "gla",
+        "vocab_size": draw.randrange(180, 300),
+        "hidden_size": 4 * heads * draw.randint(3, 8),
+        "num_hidden_layers": draw.randint(1, 3),
+        "num_heads": heads,
+        "num_kv_heads": None,
+        "expand_k": draw.choice((0.5, 0.5, 1, 0.25)),
+        "expand_v": draw.choice((1, 1, 2, 0.5)),
+        "hidden_ratio": draw.choice((4, 2)),
+        "intermediate_size": draw.choice((None, 40, 72)),
+        "norm_eps": draw.choice((1e-6, 1e-5, 1e-3)),
+        "clamp_min": draw.choice((None, -1.0)),
+        "fuse_norm": draw.random() < 0.5,
+        "tie_word_embeddings": draw.random() < 0.3,
+        "hidden_act": "swish",
+        "use_output_gate": True,
+        "use_short_conv": False,
+        "feature_map": None,
+        "elementwise_affine": True,
+    }
+    tensors = weights.gla_tensors(_resolved_gla(config), seed)
+    dtype = draw.choice(("float32", "bfloat16"))
+    container = draw.choice(("safetensors", "sharded"))
+    checkpoints.write_folder(folder, config, tensors, dtype, container)
+    return RandomCheckpoint(folder, ("fla_models",), config["vocab_size"], f"{dtype} {container} {config}")
+
+
+def _resolved_gla(config: Config) -> Config:
+    third = int(config["hidden_size"] * config["hidden_ratio"] * 2 / 3)
+    return {**config, "intermediate_size": config["intermediate_size"] or 256 * math.ceil(third / 256)}
+
+
+def rwkv7_fla(seed: int, folder: Path) -> RandomCheckpoint:
+    """fla's layout. At least two layers: fla's own initialisation divides by their number less one."""
+    draw = random.Random(seed)
+    config = {
+        "architectures": ["RWKV7ForCausalLM"],
+        "model_type": "rwkv7",
+        "num_hidden_layers": draw.randint(2, 3),
+        "fuse_norm": draw.random() < 0.5,
+        "norm_eps": 1e-5,
+        "norm_first": True,
+        "norm_bias": True,
+        "hidden_act": "sqrelu",
+        "tie_word_embeddings": draw.random() < 0.3,
+        "attn": None,
+        "num_heads": None,
+        **_rwkv7_sizes(draw),
+    }
+    config["value_dim"] = draw.choice((config["hidden_size"], [config["hidden_size"]] * config["num_hidden_layers"]))
+    tensors = checkpoints.fla_rwkv7_names(weights.rwkv7_tensors(config, seed))
+    if config["tie_word_embeddings"]:
+        del tensors["lm_head.weight"]
+    dtype = draw.choice(("float32", "bfloat16"))
+    container = draw.choice(("safetensors", "sharded"))
+    checkpoints.write_folder(folder, config, tensors, dtype, container)
+    return RandomCheckpoint(folder, ("fla_models",), config["vocab_size"], f"{dtype} {container} {config}")
+
+
+def rwkv7_pth(seed: int, folder: Path) -> RandomCheckpoint:
+    """The original layout: one `.pth` file and no config."""
+    draw = random.Random(seed)
+    config = {"num_hidden_layers": draw.randint(1, 4), "tie_word_embeddings": False, **_rwkv7_sizes(draw)}
+    tensors = weights.rwkv7_tensors(config, seed)
+    if draw.random() < 0.5:  # older and newer training code differ in whether layer 0 has these
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("blocks.0.att.v")}
+        tensors["blocks.0.att.value.weight"] = weights.rwkv7_tensors(config, seed)["blocks.0.att.value.weight"]
+    dtype = draw.choice(("float32", "bfloat16", "float16"))
+    path = checkpoints.write_pth(folder / "rwkv7-random.pth", tensors, dtype)
+    return RandomCheckpoint(path, ("rwkv_pip",), config["vocab_size"], f"{dtype} {config}")
+
+
+def _rwkv7_sizes(draw: random.Random) -> Config:
+    hidden = 64 * draw.randint(1, 3)
+    return {
+        "vocab_size": draw.randrange(180, 300),
+        "hidden_size": hidden,
+        "head_dim": 64,
+        "intermediate_size": draw.choice((4 * hidden, 96, 136)),
+        "decay_low_rank_dim": draw.choice((8, 20, 32)),
+        "a_low_rank_dim": draw.choice((8, 20, 32)),
+        "v_low_rank_dim": draw.choice((4, 8, 16)),
+        "gate_low_rank_dim": draw.choice((8, 24, 64)),
+    }
+
+
+def mamba_130m(seed: int, folder: Path) -> RandomCheckpoint:
+    """The shapes of mamba-130m-hf."""
+    config = {
+        "architectures": ["MambaForCausalLM"],
+        "model_type": "mamba",
+        "vocab_size": 50280,
+        "hidden_size": 768,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 24,
+        "state_size": 16,
+        "conv_kernel": 4,
+        "expand": 2,
+        "time_step_rank": 48,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+        "residual_in_fp32": True,
+    }
+    checkpoints.write_folder(folder, config, weights.mamba_tensors(config, seed), "float32", "safetensors")
+    return RandomCheckpoint(folder, ("mamba",), config["vocab_size"], "mamba-130m")
+
+
+def rwkv7_01b(seed: int, folder: Path) -> RandomCheckpoint:
+    """The shapes of RWKV-7 World 0.1B, a `.pth` file in bf16."""
+    config = {
+        "vocab_size": 65536,
+        "hidden_size": 768,
+        "head_dim": 64,
+        "num_hidden_layers": 12,
+        "intermediate_size": 3072,
+        "decay_low_rank_dim": 64,
+        "a_low_rank_dim": 64,
+        "v_low_rank_dim": 32,
+        "gate_low_rank_dim": 128,
+        "tie_word_embeddings": False,
+    }
+    path = checkpoints.write_pth(folder / "rwkv7-0.1b.pth", weights.rwkv7_tensors(config, seed), "bfloat16")
+    return RandomCheckpoint(path, ("rwkv_pip",), config["vocab_size"], "rwkv7-0.1b")
+
+
+def gla_340m(seed: int, folder: Path) -> RandomCheckpoint:
+    """The shapes of fla-hub's gla-340M, in bf16."""
+    config = {
+        "architectures": ["GLAForCausalLM"],
+        "model_type": "gla",
+        "vocab_size": 32000,
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_heads": 4,
+        "expand_k": 0.5,
+        "expand_v": 1,
+        "hidden_ratio": 4,
+        "intermediate_size": None,
+        "norm_eps": 1e-6,
+        "clamp_min": None,
+        "fuse_norm": True,
+        "tie_word_embeddings": False,
+        "hidden_act": "swish",
+    }
+    checkpoints.write_folder(folder, config, weights.gla_tensors(_resolved_gla(config), seed), "bfloat16", "safetensors")
+    return RandomCheckpoint(folder, ("fla_models",), config["vocab_size"], "gla-340M")
+
+
+Writer = Callable[[int, Path], RandomCheckpoint]
+TINY: dict[str, Writer] = {
+    "mamba_hf": mamba_hf,
+    "mamba_orig": mamba_orig,
+    "gla": gla,
+    "rwkv7_fla": rwkv7_fla,
+    "rwkv7_pth": rwkv7_pth,
+}
+PUBLIC: dict[str, Writer] = {"mamba-130m": mamba_130m, "rwkv7-0.1b": rwkv7_01b, "gla-340m": gla_340m}

@@ -1,0 +1,153 @@
+"""Random weights whose mechanisms all matter: norms near one, decays from nearly 0 to nearly 1, open gates.
+
+Setting any one tensor to zero (a norm's to one) moves the logits; `test_oracles.py` checks that. All are fp32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tests.models.checkpoints import Tensors
+
+# Logits of about this standard deviation; also what keeps a tied embedding from voting for the token just read.
+LOGIT_STD = 2.5
+
+
+class Draw:
+    """Draws of one seeded generator."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int, std: float = 1.0, mean: float = 0.0) -> torch.Tensor:
+        return torch.empty(shape).normal_(mean, std, generator=self._generator)
+
+    def uniform(self, low: float, high: float, *shape: int) -> torch.Tensor:
+        return torch.empty(shape).uniform_(low, high, generator=self._generator)
+
+    def matrix(self, rows: int, columns: int, gain: float = 1.0) -> torch.Tensor:
+        """Keeps the size of what it is applied to, times `gain`."""
+        return self.normal(rows, columns, std=gain * columns**-0.5)
+
+    def norm(self, size: int) -> torch.Tensor:
+        return self.normal(size, std=0.2, mean=1.0)
+
+
+def mamba_tensors(config: Mapping[str, Any], seed: int) -> Tensors:
+    """transformers' names. `config`: transformers' keys, `intermediate_size` and `time_step_rank` resolved."""
+    draw = Draw(seed)
+    d, rows = config["hidden_size"], config["vocab_size"]
+    tensors = {"backbone.embeddings.weight": draw.matrix(rows, d, LOGIT_STD)}
+    for layer in range(config["num_hidden_layers"]):
+        block = _mamba_block(draw, config)
+        tensors.update({f"backbone.layers.{layer}.{name}": tensor for name, tensor in block.items()})
+    tensors["backbone.norm_f.weight"] = draw.norm(d)
+    if not config["tie_word_embeddings"]:
+        tensors["lm_head.weight"] = draw.matrix(rows, d, LOGIT_STD)
+    return tensors
+
+
+def _mamba_block(draw: Draw, config: Mapping[str, Any]) -> Tensors:
+    d, inner, state = config["hidden_size"], config["intermediate_size"], config["state_size"]
+    rank, width = config["time_step_rank"], config["conv_kernel"]
+    step = torch.exp(draw.uniform(math.log(1e-3), 0.0, inner))
+    block = {
+        "norm.weight": draw.norm(d),
+        "mixer.in_proj.weight": draw.matrix(2 * inner, d),
+        "mixer.conv1d.weight": draw.normal(inner, 1, width, std=width**-0.5),
+        "mixer.x_proj.weight": draw.matrix(rank + 2 * state, inner, 2.0),
+        "mixer.dt_proj.weight": draw.matrix(inner, rank, 0.7),
+        "mixer.dt_proj.bias": torch.log(torch.expm1(step)),  # the inverse of softplus
+        "mixer.A_log": draw.uniform(math.log(0.3), math.log(16.0), inner, state),
+        "mixer.D": draw.norm(inner),
+        "mixer.out_proj.weight": draw.matrix(d, inner, 1.5),
+    }
+    if config["use_conv_bias"]:
+        block["mixer.conv1d.bias"] = draw.normal(inner, std=0.3)
+    if config["use_bias"]:
+        block["mixer.in_proj.bias"] = draw.normal(2 * inner, std=0.3)
+        block["mixer.out_proj.bias"] = draw.normal(d, std=0.3)
+    return block
+
+
+def gla_tensors(config: Mapping[str, Any], seed: int) -> Tensors:
+    """fla's names. `config`: fla's keys, `intermediate_size` resolved."""
+    draw = Draw(seed)
+    d, rows, inner = config["hidden_size"], config["vocab_size"], config["intermediate_size"]
+    tensors = {"model.embeddings.weight": draw.matrix(rows, d, LOGIT_STD)}
+    for layer in range(config["num_hidden_layers"]):
+        block = {
+            "attn_norm.weight": draw.norm(d),
+            **_gla_attention(draw, config),
+            "mlp_norm.weight": draw.norm(d),
+            "mlp.gate_proj.weight": draw.matrix(inner, d),
+            "mlp.up_proj.weight": draw.matrix(inner, d),
+            "mlp.down_proj.weight": draw.matrix(d, inner),
+        }
+        tensors.update({f"model.layers.{layer}.{name}": tensor for name, tensor in block.items()})
+    tensors["model.norm.weight"] = draw.norm(d)
+    if not config["tie_word_embeddings"]:
+        tensors["lm_head.weight"] = draw.matrix(rows, d, LOGIT_STD)
+    return tensors
+
+
+def _gla_attention(draw: Draw, config: Mapping[str, Any]) -> Tensors:
+    d, heads = config["hidden_size"], config["num_heads"]
+    keys, values = round(d * config["expand_k"]), round(d * config["expand_v"])
+    norm = "g_norm_swish_gate" if config["fuse_norm"] else "g_norm"
+    return {
+        "attn.q_proj.weight": draw.matrix(keys, d),
+        "attn.k_proj.weight": draw.matrix(keys, d),
+        "attn.v_proj.weight": draw.matrix(values, d),
+        "attn.g_proj.weight": draw.matrix(values, d),
+        "attn.gk_proj.0.weight": draw.matrix(16, d),
+        "attn.gk_proj.1.weight": draw.matrix(keys, 16, 8.0),
+        "attn.gk_proj.1.bias": draw.uniform(-60.0, 6.0, keys),  # over 16: decays of e^-3.75 to nearly 1
+        f"attn.{norm}.weight": draw.norm(values // heads),
+        "attn.o_proj.weight": draw.matrix(d, values),
+    }
+
+
+def rwkv7_tensors(config: Mapping[str, Any], seed: int) -> Tensors:
+    """The names of a `.pth` file, layer 0 with the three `v` tensors that nobody reads. `config`: fla's keys, resolved."""
+    draw = Draw(seed)
+    d, rows = config["hidden_size"], config["vocab_size"]
+    tensors = {"emb.weight": draw.matrix(rows, d, LOGIT_STD)}
+    tensors.update(_layer_norm(draw, "blocks.0.ln0", d))
+    if config["tie_word_embeddings"]:  # or else the token just read wins every time
+        tensors["blocks.0.ln0.weight"] *= 0.1
+    for layer in range(config["num_hidden_layers"]):
+        block = {**_layer_norm(draw, "ln1", d), **_rwkv7_attention(draw, config), **_layer_norm(draw, "ln2", d)}
+        block["ffn.x_k"] = draw.uniform(0.0, 1.0, 1, 1, d)
+        block["ffn.key.weight"] = draw.matrix(config["intermediate_size"], d)
+        block["ffn.value.weight"] = draw.matrix(d, config["intermediate_size"], 0.7)
+        tensors.update({f"blocks.{layer}.{name}": tensor for name, tensor in block.items()})
+    tensors.update(_layer_norm(draw, "ln_out", d))
+    tensors["head.weight"] = tensors["emb.weight"] if config["tie_word_embeddings"] else draw.matrix(rows, d, LOGIT_STD)
+    return tensors
+
+
+def _layer_norm(draw: Draw, name: str, size: int) -> Tensors:
+    return {f"{name}.weight": draw.norm(size), f"{name}.bias": draw.normal(size, std=0.2)}
+
+
+def _rwkv7_attention(draw: Draw, config: Mapping[str, Any]) -> Tensors:
+    d, head_dim = config["hidden_size"], config["head_dim"]
+    block = {f"x_{name}": draw.uniform(0.0, 1.0, 1, 1, d) for name in "rwkvag"}
+    ranks = {"w": "decay_low_rank_dim", "a": "a_low_rank_dim", "v": "v_low_rank_dim", "g": "gate_low_rank_dim"}
+    for name, key in ranks.items():
+        block[f"{name}1"] = draw.matrix(config[key], d, 1.5).T
+        block[f"{name}2"] = draw.matrix(d, config[key], 1.5).T
+    block["w0"] = draw.uniform(-8.0, 4.0, 1, 1, d)  # decays of 0.55, the least there is, to nearly 1
+    block["a0"] = draw.uniform(-2.0, 2.0, 1, 1, d)
+    block["v0"] = draw.uniform(-2.0, 2.0, 1, 1, d)
+    block["k_k"] = draw.normal(1, 1, d, std=0.2, mean=0.8)
+    block["k_a"] = draw.normal(1, 1, d, std=0.2, mean=1.0)
+    block["r_k"] = draw.normal(d // head_dim, head_dim, std=0.2)
+    for name in ("receptance", "key", "value", "output"):
+        block[f"{name}.weight"] = draw.matrix(d, d)
+    block.update(_layer_norm(draw, "ln_x", d))
+    return {f"att.{name}": tensor for name, tensor in block.items()}

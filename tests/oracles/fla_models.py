@@ -1,0 +1,48 @@
+"""GLA and RWKV-7 by flash-linear-attention's own models, their Triton kernels run by Triton's interpreter, fp32."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
+
+import triton.runtime.autotuner  # noqa: E402  (after the switch above)
+
+# The autotuner's timer is the one part that needs a GPU driver: let every launch shape be equally fast.
+triton.runtime.autotuner.Autotuner._bench = lambda self, *args, config, **meta: [0.0, 0.0, 0.0]
+
+from fla.models import GLAForCausalLM, RWKV7ForCausalLM  # noqa: E402  (after the two switches)
+from fla.models.utils import Cache  # noqa: E402
+from tests.oracles.worker import Forward, serve  # noqa: E402
+
+CLASSES = {"GLAForCausalLM": GLAForCausalLM, "RWKV7ForCausalLM": RWKV7ForCausalLM}
+# From 64 tokens on, the models choose chunked kernels, which the interpreter cannot run.
+MAX_TOKENS = 48
+
+
+def load(folder: Path) -> Forward:
+    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    model, info = CLASSES[architecture].from_pretrained(
+        folder, dtype=torch.float32, fuse_cross_entropy=False, output_loading_info=True
+    )
+    problems = {name: found for name, found in info.items() if found}
+    assert not problems, f"fla did not load all of it: {problems}"
+    model.eval()
+
+    def forward(ids: list[int]) -> torch.Tensor:
+        state, pieces = Cache(), []
+        for piece in torch.tensor([ids]).split(MAX_TOKENS, dim=1):
+            output = model(input_ids=piece, past_key_values=state, use_cache=True)
+            state = output.past_key_values
+            pieces.append(output.logits[0])
+        return torch.cat(pieces)
+
+    return forward
+
+
+if __name__ == "__main__":
+    serve(load)
