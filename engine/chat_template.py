@@ -77,9 +77,7 @@ class ChatTemplate:
         # A template is a program: on messages that it does not expect it can raise anything.
         except Exception as error:
             reason = str(error) or type(error).__name__
-            raise RequestError(
-                f"the model's chat template refuses these messages: {reason}", "messages"
-            ) from error
+            raise RequestError(f"the model's chat template refuses these messages: {reason}", "messages") from error
 
 
 def render_default(messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
@@ -108,9 +106,7 @@ def _render_turn(index: int, message: Message) -> str:
             f"messages[{index}].role: {role!r} has no place in the default chat form ({allowed})", "messages"
         )
     if not isinstance(content, str):
-        raise RequestError(
-            f"messages[{index}].content: text expected, got {type(content).__name__}", "messages"
-        )
+        raise RequestError(f"messages[{index}].content: text expected, got {type(content).__name__}", "messages")
     return f"{speaker}: {content.strip()}".rstrip()
 
 
@@ -144,9 +140,7 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """Jinja's own filter escapes HTML, which no model was trained on."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> NoReturn:

@@ -52,9 +52,7 @@ class HfTokenizer:
         _declare_added(backend, config, origin)
         _declare_special(backend, config)
         self._stages = _stages(backend, origin)
-        self._special = frozenset(
-            i for i, token in backend.get_added_tokens_decoder().items() if token.special
-        )
+        self._special = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         self._bos_token_id = _named_id(backend, config, "bos_token", origin)
@@ -176,9 +174,7 @@ def convert_vocabulary(folder: Path, vocabulary: Path, config: TokenizerConfig) 
     # Converters of many formats and packages: the errors have no common class.
     except Exception as error:
         hint = "it may need `pip install sentencepiece protobuf tiktoken`"
-        raise TokenizerError(
-            f"{vocabulary}: transformers cannot load it ({error}); {hint}, or {REMEDY}"
-        ) from error
+        raise TokenizerError(f"{vocabulary}: transformers cannot load it ({error}); {hint}, or {REMEDY}") from error
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, Backend):
         raise TokenizerError(f"{vocabulary}: {type(loaded).__name__} has no tokenizer.json form; {REMEDY}")
@@ -193,9 +189,7 @@ def _declare_added(backend: Backend, config: TokenizerConfig, origin: Path) -> N
             backend.add_tokens([_added_token(entry)])
         found = backend.token_to_id(entry.content)
         if found != token_id:
-            raise TokenizerError(
-                f"{config.path}: token {entry.content!r} has id {token_id}, but {found} in {origin}"
-            )
+            raise TokenizerError(f"{config.path}: token {entry.content!r} has id {token_id}, but {found} in {origin}")
 
 
 def _added_token(entry: AddedEntry) -> AddedToken:

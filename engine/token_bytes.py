@@ -41,9 +41,7 @@ def to_utf8(text: str) -> bytes:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        raise RequestError(
-            f"the text is not Unicode: lone surrogate U+{code:04X} at character {error.start}"
-        ) from None
+        raise RequestError(f"the text is not Unicode: lone surrogate U+{code:04X} at character {error.start}") from None
 
 
 def join_pieces(source: PieceSource, ids: Iterable[int], *, continues: bool) -> str:
@@ -115,9 +113,7 @@ def _compile_strip(entry: Mapping[str, Any], *, fused: bool) -> list[Stage]:
     """Strip after Fuse works on the whole text: `start` leading characters go, and `stop` trailing ones."""
     content, start, stop = entry["content"], entry["start"], entry["stop"]
     if not fused or start > 1 or stop:
-        raise UnsupportedDecoderError(
-            f"decoder {dict(entry)!r} is not supported: only one leading character of a text"
-        )
+        raise UnsupportedDecoderError(f"decoder {dict(entry)!r} is not supported: only one leading character of a text")
     mark = content.encode("utf-8")
     return [lambda piece, first: piece.removeprefix(mark) if first else piece] if start else []
 

@@ -114,9 +114,7 @@ def find_tokenizer(folder: Path) -> Tokenizer | None:
     worlds = sorted(folder.glob(_WORLD_PATTERN))
     if len(worlds) > 1:
         names = ", ".join(path.name for path in worlds)
-        raise TokenizerError(
-            f"{folder}: several RWKV vocabularies ({names}); choose one with --tokenizer PATH"
-        )
+        raise TokenizerError(f"{folder}: several RWKV vocabularies ({names}); choose one with --tokenizer PATH")
     if worlds:
         return WorldTokenizer(worlds[0], config)
     return _find_older(folder, config)
@@ -164,9 +162,7 @@ def _find_older(folder: Path, config: TokenizerConfig) -> Tokenizer | None:
         if all((folder / name).is_file() for name in names):
             return convert_vocabulary(folder, folder / names[0], config)
     if config.path is not None:
-        raise TokenizerError(
-            f"{config.path}: there is no vocabulary beside it, such as {_JSON_FILE}; {REMEDY}"
-        )
+        raise TokenizerError(f"{config.path}: there is no vocabulary beside it, such as {_JSON_FILE}; {REMEDY}")
     return None
 
 
@@ -175,11 +171,10 @@ def _download(path_or_id: str | Path) -> Path:
     if _HUB_ID.fullmatch(name) is None or name.endswith((".json", ".txt", ".model")):
         raise TokenizerError(f"{name}: no such file or folder, and not a hub id")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
-    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except (OSError, ValueError) as error:  # all errors of the hub's client are one or the other
         raise TokenizerError(f"{name}: no such folder, and the hub does not give it: {error}") from error
 
 

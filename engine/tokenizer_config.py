@@ -84,9 +84,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _special_tokens(config: Mapping[str, Any], path: Path) -> dict[str, str]:
-    return {
-        name: _token_text(config[name], f"{path}: {name}") for name in _NAMES if config.get(name) is not None
-    }
+    return {name: _token_text(config[name], f"{path}: {name}") for name in _NAMES if config.get(name) is not None}
 
 
 def _more_special(config: Mapping[str, Any], path: Path) -> tuple[str, ...]:
@@ -128,9 +126,7 @@ def _added_entry(entry: object, where: str) -> AddedEntry:
     if not isinstance(entry, dict):
         return AddedEntry(text)
     flags = {
-        name: entry[name]
-        for name in ("single_word", "lstrip", "rstrip", "normalized", "special")
-        if name in entry
+        name: entry[name] for name in ("single_word", "lstrip", "rstrip", "normalized", "special") if name in entry
     }
     for name, value in flags.items():
         if not isinstance(value, bool):

@@ -110,9 +110,7 @@ class WorldTokenizer:
             token_id, position = self._trie.longest(data, position)
             if token_id is None:
                 byte = f"0x{data[position]:02X}"
-                raise RequestError(
-                    f"the text cannot be tokenized: {self._path.name} has no token for byte {byte}"
-                )
+                raise RequestError(f"the text cannot be tokenized: {self._path.name} has no token for byte {byte}")
             ids.append(token_id)
         return ids
 

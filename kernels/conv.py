@@ -47,7 +47,9 @@ def causal_conv(
     """Depthwise convolution over time, then SiLU when `activate`.
 
     x: [T, C] fp32, bf16 or fp16; weight: [W, C] fp32, oldest tap first; bias: [C] fp32 or None; tail:
-    [slots, W-1, C] in x's dtype, the last W-1 inputs, updated in place; slots, starts: see `ostinato.kernels.packed`. Returns [T, C] fp32.
+    [slots, W-1, C] in x's dtype, the last W-1 inputs, updated in place; slots, starts: see `ostinato.kernels.packed`.
+    Returns [T, C] fp32.
+
     Source: Gu and Dao 2023 (Mamba), section 3.4.
     """
     check_packed(x.shape[0], slots, starts)

@@ -5,6 +5,7 @@ Today: the C++ operators on the CPU where they can be built, the reference every
 
 import functools
 import logging
+import os
 
 import torch
 from torch import Tensor
@@ -12,6 +13,10 @@ from torch import Tensor
 from ostinato.kernels import native
 
 logger = logging.getLogger(__name__)
+
+# No AMX: `ostinato.kernels.linear` says why. oneDNN reads this once, at its first use in the process, so it stands
+# here, where whatever leads to such a use passes. A value that the user has set is left alone.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 
 @functools.cache
@@ -34,10 +39,25 @@ def use_prepacked(x: Tensor) -> bool:
 
 @functools.cache
 def _onednn_available() -> bool:
-    if torch.backends.mkldnn.is_available():
-        return True
-    logger.warning("PyTorch was built without oneDNN: projections are slower and not bit-exact across batches")
-    return False
+    if not torch.backends.mkldnn.is_available():
+        logger.warning("PyTorch was built without oneDNN: projections are slower and not bit-exact across batches")
+        return False
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported() and not rows_are_exact():
+        logger.warning(
+            "projections are not bit-exact across batches, because oneDNN was in use before Ostinato could switch "
+            "AMX off: set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 before the process starts"
+        )
+    return True
+
+
+def rows_are_exact() -> bool:
+    """Whether a bf16 product of 5 rows has the bits that the same rows have among 64: not so with AMX."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(2048, 2048, generator=generator).bfloat16()
+    rows = torch.randn(64, 2048, generator=generator).bfloat16()
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+    few, many = (torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "") for x in (rows[:5], rows))
+    return torch.equal(few, many[:5])
 
 
 def supported_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:

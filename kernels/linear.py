@@ -4,21 +4,17 @@ On the CPU the weight is reordered once for oneDNN, which both reads it nearly a
 precautions, gives each row the same bits whatever the number of rows, their order or the number of threads:
 
 - one row is padded to two, because the product of a single row is another algorithm (a matrix-vector product);
-- AMX is switched off, because there oneDNN splits sums differently for different numbers of rows.
+- AMX is switched off (`ostinato.kernels.dispatch`), because there oneDNN splits sums differently for different
+  numbers of rows.
 
 `tests/kernels/test_linear.py` holds it to that.
 """
-
-import os
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ostinato.kernels.dispatch import use_prepacked
-
-# Read by oneDNN once, at its first use in the process; a value that the user has set is left alone.
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 
 class Linear:

@@ -184,7 +184,7 @@ def _read_norm(read: WeightReader, name: str, size: int, eps: float) -> LayerNor
 
 
 def _read_low_rank(read: WeightReader, name: str, hidden: int, *, bias: bool = True) -> LowRank:
-    rank = read.source.shape(f"{name}.lora.0.weight")[0]
+    rank = read.source.shape(f"{name}.lora.0.weight", 2)[0]
     down, up = (
         read.linear(f"{name}.lora.0.weight", rank, hidden),
         read.matrix(f"{name}.lora.2.weight", hidden, rank),
@@ -245,7 +245,8 @@ def read_config(checkpoint: Checkpoint) -> RWKV7Config:
     head = config.integer("head_dim", 64)
     heads = config.divide("head_dim", hidden, head)
     config.only("num_heads", heads)
-    ffn = config.integer("intermediate_size", int(hidden * config.number("hidden_ratio", 4)))
+    computed_ffn = 32 * math.ceil(int(hidden * config.number("hidden_ratio", 4)) / 32)
+    ffn = config.integer("intermediate_size", computed_ffn)
     return RWKV7Config(
         layers=layers,
         hidden=hidden,

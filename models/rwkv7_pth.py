@@ -52,8 +52,8 @@ class FlaView:
     def has(self, name: str) -> bool:
         return self._checkpoint.has(original_name(name))
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        shape = self._checkpoint.shape(original_name(name))
+    def shape(self, name: str, dims: int | None = None) -> tuple[int, ...]:
+        shape = self._checkpoint.shape(original_name(name), dims)
         return shape[::-1] if _is_transposed(name) else shape
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -64,25 +64,18 @@ class FlaView:
 
 def read_config(checkpoint: Checkpoint) -> RWKV7Config:
     """Reads all sizes from the shapes. Raises CheckpointError."""
-
-    def shape(name: str, dims: int) -> tuple[int, ...]:
-        found = checkpoint.shape(name)
-        if len(found) != dims:
-            raise CheckpointError(f"{checkpoint.path}: tensor {name!r} has shape {found}, expected {dims} dimensions")
-        return found
-
-    vocab_size, hidden = shape("emb.weight", 2)
-    heads, head = shape("blocks.0.att.r_k", 2)
+    vocab_size, hidden = checkpoint.shape("emb.weight", 2)
+    heads, head = checkpoint.shape("blocks.0.att.r_k", 2)
     if heads * head != hidden:
         raise CheckpointError(
             f"{checkpoint.path}: 'blocks.0.att.r_k' has {heads} heads of {head}, which do not make up {hidden} channels"
         )
-    layers = 1 + max(int(name.split(".")[1]) for name in checkpoint.names if name.startswith("blocks."))
+    numbers = [name.split(".")[1] for name in checkpoint.names if name.startswith("blocks.")]
     return RWKV7Config(
-        layers=layers,
+        layers=1 + max(int(number) for number in numbers if number.isdecimal()),
         hidden=hidden,
         head=head,
-        ffn=shape("blocks.0.ffn.key.weight", 2)[0],
+        ffn=checkpoint.shape("blocks.0.ffn.key.weight", 2)[0],
         vocab_size=vocab_size,
         norm_eps=1e-5,
         tied=False,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from ostinato.engine.chat_template import ChatTemplate, default_stop, render_default
 from ostinato.engine.errors import RequestError, TokenizerError
 from ostinato.engine.tokenizer import load_tokenizer
-from tests.engine.tokenizer_samples import GOLDENS
+from tests.engine.tokenizer_samples import GOLDENS, copy
 
 ARGUMENTS = {"b": 1, "a": "\u00e9<"}
 MESSAGES: list[dict[str, Any]] = [
@@ -26,6 +25,7 @@ MESSAGES: list[dict[str, Any]] = [
     },
     {"role": "user", "content": "Which?"},
 ]
+WORLD_FILES = ("rwkv_vocab_v20230424.txt", "tokenizer_config.json")
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 
 TEMPLATES = {
@@ -42,37 +42,29 @@ A {{ m.content }}{{ eos_token }}
         {% endif %}
     {% endfor %}
 """,
-    "loop controls": "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
+    "loop controls": "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}x{% endfor %}",
     "tojson": "{{ messages | tojson }}{{ messages[2].tool_calls | tojson(indent=2, sort_keys=True) }}",
     "absent values": "{{ tools is none }}{{ documents is none }}{{ unk_token is defined }}",
     "generation mark": "{% for m in messages %}{% generation %}{{ m.role }}{% endgeneration %}|{% endfor %}",
-    "namespace": "{% set c = namespace(n=0) %}{% for m in messages %}{% set c.n = c.n + 1 %}{% endfor %}{{ c.n }}",
+    "namespace": "{% set c = namespace(n=0) %}{% for m in messages %}{% set c.n = 7 %}{% endfor %}{{ c.n }}",
     "published world": (
         "{{ '<|rwkv_tokenizer_end_of_text|>' }}{% for message in messages %}"
-        "{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\n\n' }}"
-        "{% elif message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] + '\n\n' }}{% endif %}"
-        "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+        "{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\\n\\n' }}"
+        "{% elif message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] + '\\n\\n' }}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
     ),
 }
 
 
 @pytest.fixture(scope="module")
 def transformers_tokenizer() -> Any:
-    return PreTrainedTokenizerFast(tokenizer_file=str(GOLDENS / "gla" / "tokenizer.json"), **SPECIAL)
-
-
-def copy(name: str, folder: Path) -> Path:
-    for file in (*(GOLDENS / name).glob("token*"), *(GOLDENS / name).glob("rwkv_vocab*")):
-        shutil.copy(file, folder / file.name)
-        (folder / file.name).chmod(0o644)
-    return folder
+    path = str(GOLDENS / "gla" / "tokenizer.json")
+    return cast(Any, PreTrainedTokenizerFast)(tokenizer_file=path, **SPECIAL)
 
 
 @pytest.mark.parametrize("source", TEMPLATES.values(), ids=TEMPLATES)
 @pytest.mark.parametrize("prompt", [True, False])
-def test_templates_render_as_transformers_renders_them(
-    transformers_tokenizer: Any, source: str, prompt: bool
-) -> None:
+def test_templates_render_as_transformers_renders_them(transformers_tokenizer: Any, source: str, prompt: bool) -> None:
     expected = transformers_tokenizer.apply_chat_template(
         MESSAGES, chat_template=source, add_generation_prompt=prompt, tokenize=False
     )
@@ -109,7 +101,7 @@ def test_a_malformed_template_is_refused_at_once() -> None:
 
 def test_the_default_form() -> None:
     messages = [
-        {"role": "system", "content": "Be brief. "},
+        {"role": "system", "content": " Be brief. "},
         *MESSAGES[1:3],
         {"role": "user", "content": "Why?"},
     ]
@@ -160,7 +152,7 @@ def test_a_template_comes_from_its_own_file_first(tmp_path: Path) -> None:
 
 
 def test_the_published_world_template_opens_with_id_0(tmp_path: Path) -> None:
-    (copy("rwkv7_fla", tmp_path) / "chat_template.jinja").write_text(
+    (copy("rwkv7_fla", tmp_path, *WORLD_FILES) / "chat_template.jinja").write_text(
         TEMPLATES["published world"], encoding="utf-8"
     )
     tokenizer = load_tokenizer(tmp_path)

@@ -37,7 +37,13 @@ def is_utf8(data: bytes) -> bool:
     return data.decode("utf-8", errors="ignore").encode() == data
 
 
-def with_decoder(decoder: object, vocab: list[str]) -> HfTokenizer:
+def ids_of(backend: Backend, *tokens: str) -> list[int]:
+    ids = [backend.token_to_id(token) for token in tokens]
+    assert None not in ids
+    return [i for i in ids if i is not None]
+
+
+def with_decoder(decoder: decoders.Decoder | None, vocab: list[str]) -> HfTokenizer:
     backend = Backend(models.BPE({token: i for i, token in enumerate(vocab)}, []))
     if decoder is not None:
         backend.decoder = decoder
@@ -63,9 +69,7 @@ def test_any_ids_decode_as_the_package_does_byte_level(name: str, skip: bool, da
 @pytest.mark.parametrize("skip", [True, False])
 @untimed
 @given(data=st.data())
-def test_any_valid_ids_decode_as_the_package_does_sentencepiece(
-    name: str, skip: bool, data: st.DataObject
-) -> None:
+def test_any_valid_ids_decode_as_the_package_does_sentencepiece(name: str, skip: bool, data: st.DataObject) -> None:
     tokenizer, backend = pair(name)
     known = [i for i in range(tokenizer.vocab_size + 3) if is_utf8(tokenizer.token_bytes(i))]
     some_ids = st.lists(st.sampled_from(known), max_size=6)
@@ -88,7 +92,7 @@ def test_token_bytes_join_to_the_text(name: str, text: str) -> None:
 
 def test_byte_tokens_keep_their_bytes() -> None:
     tokenizer, backend = pair("llama")
-    ids = [backend.token_to_id(f"<0x{byte:02X}>") for byte in "\u4f60".encode()]
+    ids = ids_of(backend, *(f"<0x{byte:02X}>" for byte in "\u4f60".encode()))
     assert [tokenizer.token_bytes(i) for i in ids] == [b"\xe4", b"\xbd", b"\xa0"]
     assert [tokenizer.token_text(i) for i in ids] == ["\ufffd"] * 3
     assert tokenizer.decode(ids) == "\u4f60"
@@ -97,15 +101,16 @@ def test_byte_tokens_keep_their_bytes() -> None:
 
 def test_continued_text_keeps_the_leading_space() -> None:
     tokenizer, backend = pair("llama")
-    ids = [backend.token_to_id(token) for token in ("\u2581the", "\u2581r")]
+    ids = ids_of(backend, "\u2581the", "\u2581r")
     assert tokenizer.decode(ids) == "the r"
     assert tokenizer.decode(ids, continues=True) == " the r"
 
 
 def test_only_one_leading_space_is_dropped_and_only_at_the_very_beginning() -> None:
     tokenizer, backend = pair("llama")
-    mark, unknown = backend.token_to_id("\u2581"), tokenizer.vocab_size + 1
+    (mark,), unknown = ids_of(backend, "\u2581"), tokenizer.vocab_size + 1
     assert tokenizer.decode([unknown, mark, mark]) == " "
+    assert tokenizer.decode(ids_of(backend, "\u2581\u2581")) == " "
     assert tokenizer.decode([1, mark], skip_special_tokens=False) == "<s> "
 
 
@@ -131,7 +136,7 @@ def test_fuse_alone_joins_tokens() -> None:
     ],
     ids=["wordpiece", "bpe-suffix", "ctc", "strip-each", "strip-end", "strip-two"],
 )
-def test_decoders_that_need_more_than_one_token_are_refused(decoder: object) -> None:
+def test_decoders_that_need_more_than_one_token_are_refused(decoder: decoders.Decoder) -> None:
     with pytest.raises(TokenizerError, match=r"tokenizer\.json: decoder .* is not supported.*--tokenizer"):
         with_decoder(decoder, ["a"])
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import rwkv
+import rwkv  # type: ignore[import-untyped]  # ships no types
 from hypothesis import settings
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
@@ -27,10 +29,28 @@ _TEXT = "The river keeps the rain. What the river took, the sea gave back; and t
 _MARK = "\u2581"
 
 
+Change = Callable[[dict[str, Any]], object]
+
+
 def golden_json(name: str) -> dict[str, Any]:
     content = json.loads((GOLDENS / name / "golden.json").read_text(encoding="utf-8"))
     assert isinstance(content, dict)
     return content
+
+
+def copy(name: str, folder: Path, *files: str) -> Path:
+    """Copy files of a golden folder, by default those of its tokenizer.json, to where they can be changed."""
+    for file in files or ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(GOLDENS / name / file, folder / file)
+        (folder / file).chmod(0o644)
+    return folder
+
+
+def edit(path: Path, change: Change) -> None:
+    """Change the object in a JSON file, an empty one if there is no file."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def sentencepiece_like(style: str) -> Backend:
@@ -66,6 +86,4 @@ def _set_spacing(backend: Backend, style: str) -> None:
     else:
         scheme = "never" if style == "metaspace-never" else "always"
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
-        backend.decoder = decoders.Sequence(
-            [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=scheme)]
-        )
+        backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=scheme)])

@@ -32,7 +32,7 @@ def mamba_hf(seed: int, folder: Path) -> RandomCheckpoint:
     config = {
         "architectures": ["MambaForCausalLM"],
         "model_type": "mamba",
-        "vocab_size": draw.randrange(180, 300),
+        "vocab_size": draw.randrange(400, 2000),
         "hidden_size": hidden,
         "num_hidden_layers": draw.randint(1, 4),
         "state_size": draw.choice((4, 8, 11, 16, 24)),
@@ -46,8 +46,8 @@ def mamba_hf(seed: int, folder: Path) -> RandomCheckpoint:
         "hidden_act": "silu",
         "residual_in_fp32": draw.random() < 0.8,
     }
-    if draw.random() < 0.5:
-        config["intermediate_size"] = expand * hidden
+    if draw.random() < 0.5:  # wins over `expand`
+        config["intermediate_size"] = draw.choice((expand * hidden, hidden + 13))
     return _write_mamba_hf(config, seed, folder, draw)
 
 
@@ -63,7 +63,7 @@ def _resolved_mamba(config: Config) -> Config:
     rank = config["time_step_rank"]
     return {
         **config,
-        "intermediate_size": config["expand"] * config["hidden_size"],
+        "intermediate_size": config.get("intermediate_size", config["expand"] * config["hidden_size"]),
         "time_step_rank": math.ceil(config["hidden_size"] / 16) if rank == "auto" else rank,
     }
 
@@ -81,7 +81,7 @@ def mamba_orig(seed: int, folder: Path) -> RandomCheckpoint:
     config = {
         "d_model": hidden,
         "n_layer": draw.randint(1, 4),
-        "vocab_size": draw.randrange(180, 300),
+        "vocab_size": draw.randrange(400, 2000),
         "ssm_cfg": {name: value for name, value in ssm.items() if draw.random() < 0.5},
         "rms_norm": True,
         "residual_in_fp32": True,
@@ -114,11 +114,11 @@ def gla(seed: int, folder: Path) -> RandomCheckpoint:
     config = {
         "architectures": ["GLAForCausalLM"],
         "model_type": "gla",
-        "vocab_size": draw.randrange(180, 300),
+        "vocab_size": draw.randrange(400, 2000),
         "hidden_size": 4 * heads * draw.randint(3, 8),
         "num_hidden_layers": draw.randint(1, 3),
         "num_heads": heads,
-        "num_kv_heads": None,
+        "num_kv_heads": draw.choice((None, None, 1, heads)),
         "expand_k": draw.choice((0.5, 0.5, 1, 0.25)),
         "expand_v": draw.choice((1, 1, 2, 0.5)),
         "hidden_ratio": draw.choice((4, 2)),
@@ -128,7 +128,7 @@ def gla(seed: int, folder: Path) -> RandomCheckpoint:
         "fuse_norm": draw.random() < 0.5,
         "tie_word_embeddings": draw.random() < 0.3,
         "hidden_act": "swish",
-        "use_output_gate": True,
+        "use_output_gate": draw.random() < 0.8,
         "use_short_conv": False,
         "feature_map": None,
         "elementwise_affine": True,
@@ -137,7 +137,7 @@ def gla(seed: int, folder: Path) -> RandomCheckpoint:
     dtype = draw.choice(("float32", "bfloat16"))
     container = draw.choice(("safetensors", "sharded"))
     checkpoints.write_folder(folder, config, tensors, dtype, container)
-    return RandomCheckpoint(folder, ("fla_models",), config["vocab_size"], f"{dtype} {container} {config}")
+    return RandomCheckpoint(folder, ("fla_models", "fla_naive"), config["vocab_size"], f"{dtype} {container} {config}")
 
 
 def _resolved_gla(config: Config) -> Config:
@@ -153,17 +153,19 @@ def rwkv7_fla(seed: int, folder: Path) -> RandomCheckpoint:
         "model_type": "rwkv7",
         "num_hidden_layers": draw.randint(2, 3),
         "fuse_norm": draw.random() < 0.5,
-        "norm_eps": 1e-5,
+        "norm_eps": draw.choice((1e-5, 1e-5, 1e-3)),
         "norm_first": True,
         "norm_bias": True,
         "hidden_act": "sqrelu",
         "tie_word_embeddings": draw.random() < 0.3,
         "attn": None,
         "num_heads": None,
-        **_rwkv7_sizes(draw),
+        **_rwkv7_sizes(draw, head_dims=(64, 64, 32, 128)),
     }
+    if draw.random() < 0.4:
+        config.update(intermediate_size=None, hidden_ratio=draw.choice((4.0, 2.3)))
     config["value_dim"] = draw.choice((config["hidden_size"], [config["hidden_size"]] * config["num_hidden_layers"]))
-    tensors = checkpoints.fla_rwkv7_names(weights.rwkv7_tensors(config, seed))
+    tensors = checkpoints.fla_rwkv7_names(weights.rwkv7_tensors(_resolved_rwkv7(config), seed))
     if config["tie_word_embeddings"]:
         del tensors["lm_head.weight"]
     dtype = draw.choice(("float32", "bfloat16"))
@@ -185,12 +187,18 @@ def rwkv7_pth(seed: int, folder: Path) -> RandomCheckpoint:
     return RandomCheckpoint(path, ("rwkv_pip",), config["vocab_size"], f"{dtype} {config}")
 
 
-def _rwkv7_sizes(draw: random.Random) -> Config:
-    hidden = 64 * draw.randint(1, 3)
+def _resolved_rwkv7(config: Config) -> Config:
+    computed = 32 * math.ceil(int(config["hidden_size"] * config.get("hidden_ratio", 4.0)) / 32)
+    return {**config, "intermediate_size": config["intermediate_size"] or computed}
+
+
+def _rwkv7_sizes(draw: random.Random, head_dims: tuple[int, ...] = (64,)) -> Config:
+    head_dim = draw.choice(head_dims)
+    hidden = head_dim * draw.randint(1, 3 if head_dim <= 64 else 1)
     return {
-        "vocab_size": draw.randrange(180, 300),
+        "vocab_size": draw.randrange(400, 2000),
         "hidden_size": hidden,
-        "head_dim": 64,
+        "head_dim": head_dim,
         "intermediate_size": draw.choice((4 * hidden, 96, 136)),
         "decay_low_rank_dim": draw.choice((8, 20, 32)),
         "a_low_rank_dim": draw.choice((8, 20, 32)),
@@ -250,6 +258,8 @@ def gla_340m(seed: int, folder: Path) -> RandomCheckpoint:
         "hidden_size": 1024,
         "num_hidden_layers": 24,
         "num_heads": 4,
+        "num_kv_heads": None,
+        "use_output_gate": True,
         "expand_k": 0.5,
         "expand_v": 1,
         "hidden_ratio": 4,
@@ -261,7 +271,7 @@ def gla_340m(seed: int, folder: Path) -> RandomCheckpoint:
         "hidden_act": "swish",
     }
     checkpoints.write_folder(folder, config, weights.gla_tensors(_resolved_gla(config), seed), "bfloat16", "safetensors")
-    return RandomCheckpoint(folder, ("fla_models",), config["vocab_size"], "gla-340M")
+    return RandomCheckpoint(folder, ("fla_naive",), config["vocab_size"], "gla-340M")
 
 
 Writer = Callable[[int, Path], RandomCheckpoint]

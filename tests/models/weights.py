@@ -97,18 +97,22 @@ def gla_tensors(config: Mapping[str, Any], seed: int) -> Tensors:
 def _gla_attention(draw: Draw, config: Mapping[str, Any]) -> Tensors:
     d, heads = config["hidden_size"], config["num_heads"]
     keys, values = round(d * config["expand_k"]), round(d * config["expand_v"])
-    norm = "g_norm_swish_gate" if config["fuse_norm"] else "g_norm"
-    return {
+    kv_heads = config["num_kv_heads"] or heads
+    shared_keys, shared_values = keys * kv_heads // heads, values * kv_heads // heads
+    block = {
         "attn.q_proj.weight": draw.matrix(keys, d),
-        "attn.k_proj.weight": draw.matrix(keys, d),
-        "attn.v_proj.weight": draw.matrix(values, d),
-        "attn.g_proj.weight": draw.matrix(values, d),
+        "attn.k_proj.weight": draw.matrix(shared_keys, d),
+        "attn.v_proj.weight": draw.matrix(shared_values, d),
         "attn.gk_proj.0.weight": draw.matrix(16, d),
-        "attn.gk_proj.1.weight": draw.matrix(keys, 16, 8.0),
-        "attn.gk_proj.1.bias": draw.uniform(-60.0, 6.0, keys),  # over 16: decays of e^-3.75 to nearly 1
-        f"attn.{norm}.weight": draw.norm(values // heads),
+        "attn.gk_proj.1.weight": draw.matrix(shared_keys, 16, 8.0),
+        "attn.gk_proj.1.bias": draw.uniform(-60.0, 6.0, shared_keys),  # over 16: decays of e^-3.75 to nearly 1
         "attn.o_proj.weight": draw.matrix(d, values),
     }
+    if config["use_output_gate"]:
+        block["attn.g_proj.weight"] = draw.matrix(values, d)
+    fused = config["fuse_norm"] and config["use_output_gate"]
+    block[f"attn.{'g_norm_swish_gate' if fused else 'g_norm'}.weight"] = draw.norm(values // heads)
+    return block
 
 
 def rwkv7_tensors(config: Mapping[str, Any], seed: int) -> Tensors:

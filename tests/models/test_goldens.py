@@ -1,0 +1,87 @@
+"""Tiny checkpoints in public layouts, against logits that other implementations computed in fp32 from the same files."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from ostinato.models.base import Model
+from ostinato.models.checkpoint import open_checkpoint
+from ostinato.models.registry import load_model
+from safetensors.torch import load_file
+from tests.models.running import Reader, continue_greedily, relative_error
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+PATHS = {
+    "mamba_hf": GOLDENS / "mamba_hf",
+    "mamba_orig": GOLDENS / "mamba_orig",
+    "rwkv7_fla": GOLDENS / "rwkv7_fla",
+    "rwkv7_pth": GOLDENS / "rwkv7_pth" / "rwkv7-g1-tiny-ctx4096.pth",
+    "gla": GOLDENS / "gla",
+}
+# Two correct fp32 implementations differ by about 1e-6.
+FP32_ERROR = 1e-5
+# Twice what was measured with weights and inputs of projections in bf16: the larger of the two prompts.
+BF16_ERROR = {"mamba_hf": 0.092, "mamba_orig": 0.052, "rwkv7_fla": 0.020, "rwkv7_pth": 0.020, "gla": 0.020}
+
+each_golden = pytest.mark.parametrize("name", PATHS)
+each_prompt = pytest.mark.parametrize("prompt", ["short", "long"])
+Record = Callable[[str, object], None]
+
+
+@functools.cache
+def golden_model(name: str, dtype: torch.dtype) -> Model:
+    return load_model(open_checkpoint(PATHS[name]), dtype=dtype)
+
+
+@functools.cache
+def golden_values(name: str) -> dict[str, torch.Tensor]:
+    return load_file(GOLDENS / name / "golden.safetensors")
+
+
+@each_prompt
+@each_golden
+def test_logits_in_fp32(name: str, prompt: str, record_property: Record) -> None:
+    golden = golden_values(name)
+    expected = golden[f"{prompt}.logits"]
+    ours = Reader(golden_model(name, torch.float32)).read(golden[f"{prompt}.input_ids"].tolist())
+    error = measure(ours, expected, record_property)
+    assert error <= FP32_ERROR
+
+
+@each_prompt
+@each_golden
+def test_greedy_continuation_token_by_token(name: str, prompt: str, record_property: Record) -> None:
+    golden = golden_values(name)
+    ids, expected = golden[f"{prompt}.greedy_ids"].tolist(), golden[f"{prompt}.greedy_logits"]
+    tokens, logits = continue_greedily(
+        golden_model(name, torch.float32), golden[f"{prompt}.input_ids"].tolist(), len(ids)
+    )
+    error = measure(logits[-len(ids) :], expected, record_property)
+    assert tokens == ids
+    assert error <= FP32_ERROR
+
+
+@each_prompt
+@each_golden
+def test_logits_in_bf16(name: str, prompt: str, record_property: Record) -> None:
+    golden = golden_values(name)
+    expected = golden[f"{prompt}.logits"]
+    ours = Reader(golden_model(name, torch.bfloat16)).read(golden[f"{prompt}.input_ids"].tolist())
+    error = measure(ours, expected, record_property)
+    assert error <= BF16_ERROR[name]
+
+
+@pytest.mark.parametrize(("name", "expected"), [("rwkv7_fla", torch.bfloat16), ("mamba_hf", torch.float32)])
+def test_the_checkpoints_own_dtype_is_the_default(name: str, expected: torch.dtype) -> None:
+    assert load_model(open_checkpoint(PATHS[name])).dtype == expected
+
+
+def measure(ours: torch.Tensor, expected: torch.Tensor, record: Record) -> float:
+    error = relative_error(ours, expected)
+    record("relative_error", error)
+    record("max_difference", float((ours - expected).abs().max()))
+    return error

@@ -1,0 +1,141 @@
+"""Random checkpoints against independent implementations: logits at every position, and 64 greedy tokens.
+
+Ours continues a prompt token by token. The oracle reads the prompt and those tokens at once; where its most likely
+token is ours at every step, its own greedy continuation is the same. OSTINATO_LONG=1 runs many more configurations.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from ostinato.models.checkpoint import open_checkpoint
+from ostinato.models.registry import load_model
+from tests.models import checkpoints, weights
+from tests.models.random_checkpoints import PUBLIC, TINY, RandomCheckpoint
+from tests.models.running import Reader, continue_greedily, relative_error
+from tests.oracles.client import Oracle
+
+NEW_TOKENS = 64
+# Two correct fp32 implementations differ by about 1e-6 on few layers, and a little more on 24.
+MAX_RELATIVE_ERROR = {"tiny": 1e-5, "public": 1e-4}
+SEEDS = range(100 if os.environ.get("OSTINATO_LONG") == "1" else 6)
+
+Oracles = Callable[[str], Oracle]
+Record = Callable[[str, object], None]
+
+
+@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"seed{seed}")
+@pytest.mark.parametrize("family", TINY)
+def test_random_tiny_configuration(
+    family: str, seed: int, tmp_path: Path, oracle: Oracles, record_property: Record
+) -> None:
+    made = TINY[family](seed, tmp_path / family)
+    prompt_length = random.Random(f"prompt {seed}").randint(1, 32)
+    agrees_with_oracles(made, prompt_length, MAX_RELATIVE_ERROR["tiny"], oracle, record_property)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_size(name: str, oracle: Oracles, record_property: Record) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # not tmp_path, which outlives the run: these are large
+        made = PUBLIC[name](0, Path(folder) / name)
+        agrees_with_oracles(made, 32, MAX_RELATIVE_ERROR["public"], oracle, record_property)
+
+
+def agrees_with_oracles(
+    made: RandomCheckpoint, prompt_length: int, bound: float, oracle: Oracles, record: Record
+) -> None:
+    prompt = random.Random(prompt_length).choices(range(made.vocab_size), k=prompt_length)
+    model = load_model(open_checkpoint(made.path), dtype=torch.float32)
+    tokens, ours = continue_greedily(model, prompt, NEW_TOKENS)
+    record("distinct_tokens", len(set(tokens)))
+    for name in made.oracles:
+        theirs = oracle(name).logits(made.path, [prompt + tokens[:-1]])[0]
+        error, difference = relative_error(ours, theirs), float((ours - theirs).abs().max())
+        record("relative_error", error)
+        record("max_difference", difference)
+        best = theirs[prompt_length - 1 :, : made.vocab_size].topk(2)
+        margin = float((best.values[:, 0] - best.values[:, 1]).min())
+        where = f"{name} on {made.label}; largest difference {difference:.1e}, its closest two tokens {margin:.1e} apart"
+        assert error <= bound, where
+        assert best.indices[:, 0].tolist() == tokens, where
+
+
+MAMBA = {
+    "architectures": ["MambaForCausalLM"],
+    "vocab_size": 90,
+    "hidden_size": 28,
+    "intermediate_size": 56,
+    "num_hidden_layers": 2,
+    "state_size": 6,
+    "conv_kernel": 4,
+    "time_step_rank": 3,
+    "use_bias": True,
+    "use_conv_bias": True,
+    "tie_word_embeddings": False,
+}
+GLA = {
+    "architectures": ["GLAForCausalLM"],
+    "vocab_size": 90,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": None,
+    "expand_k": 0.5,
+    "expand_v": 1,
+    "intermediate_size": 40,
+    "fuse_norm": True,
+    "use_output_gate": True,
+    "tie_word_embeddings": False,
+}
+RWKV7 = {
+    "vocab_size": 90,
+    "hidden_size": 64,
+    "head_dim": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 96,
+    "decay_low_rank_dim": 8,
+    "a_low_rank_dim": 8,
+    "v_low_rank_dim": 8,
+    "gate_low_rank_dim": 8,
+    "tie_word_embeddings": False,
+}
+UNREAD = {"blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2"}
+
+
+@pytest.mark.parametrize("family", ["mamba", "gla", "rwkv7"])
+def test_every_tensor_of_a_random_checkpoint_matters(family: str, tmp_path: Path) -> None:
+    """Without this, agreement with an oracle could mean that a mechanism did nothing in either."""
+    tensors = {
+        "mamba": lambda: weights.mamba_tensors(MAMBA, seed=1),
+        "gla": lambda: weights.gla_tensors(GLA, seed=1),
+        "rwkv7": lambda: weights.rwkv7_tensors(RWKV7, seed=1),
+    }[family]()
+    ids = random.Random(1).choices(range(90), k=24)
+    whole = logits_of(family, tensors, ids, tmp_path)
+    effects = {
+        name: relative_error(logits_of(family, {**tensors, name: neutral(name, tensor)}, ids, tmp_path), whole)
+        for name, tensor in tensors.items()
+        if name not in UNREAD
+    }
+    assert min(effects.values()) > 3e-3, sorted(effects.items(), key=lambda item: item[1])[:5]
+
+
+def neutral(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """What the tensor would be if its mechanism were absent: ones for the weight of a norm, zeros otherwise."""
+    is_norm = name.endswith(".weight") and ("norm" in name or ".ln" in name or name.startswith("ln"))
+    return torch.ones_like(tensor) if is_norm else torch.zeros_like(tensor)
+
+
+def logits_of(family: str, tensors: checkpoints.Tensors, ids: list[int], folder: Path) -> torch.Tensor:
+    if family == "rwkv7":
+        path = checkpoints.write_pth(folder / "model.pth", tensors, "float32")
+    else:
+        config = {"mamba": MAMBA, "gla": GLA}[family]
+        path = checkpoints.write_folder(folder / family, config, tensors, "float32", "safetensors")
+    return Reader(load_model(open_checkpoint(path), dtype=torch.float32)).read(ids)
