@@ -24,6 +24,7 @@ from ostinato.models.registry import load_model
 Progress = Callable[[str, int, int], None]
 """Called with a tensor's name, and the bytes read so far and in all."""
 
+ORIGINAL_RWKV = {"eos_token_id": 0}  # what RWKV's `.pth` files, which have no config, mean in either vocabulary
 MOST_SLOTS = 256  # unless max_batch says otherwise
 STATE_SHARE = 0.25  # of the memory that is free once the weights are loaded
 
@@ -50,7 +51,7 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
         torch.set_num_threads(config.threads)
     checkpoint = open_checkpoint(config.model, progress=progress)
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else find_tokenizer(checkpoint.folder)
-    eos = resolve_eos(checkpoint.config, checkpoint.generation_config, tokenizer)
+    eos = resolve_eos(checkpoint.config or ORIGINAL_RWKV, checkpoint.generation_config, tokenizer)
     model = load_model(checkpoint, config.device, None if config.dtype == "auto" else getattr(torch, config.dtype))
     slots = _num_slots(config, model, device)
     runner = Runner(model, StatePool(model.state_spec, slots, device), device)

@@ -118,12 +118,13 @@ def _candidates(probabilities: Tensor, params: SamplingParams) -> Tensor:
 
     Tokens below (1 - top_p) / V together weigh less than 1 - top_p, so none of them is in the nucleus.
     """
-    floor = 0.0
-    if params.top_p < 1.0 and not params.top_k:
-        floor = (1.0 - params.top_p) / probabilities.shape[0]
-    floor = max(floor, params.min_p * float(probabilities.max()))
     if params.top_k:
-        floor = max(floor, float(probabilities.topk(min(params.top_k, probabilities.shape[0])).values[-1]))
+        return _at_least(probabilities, float(probabilities.topk(min(params.top_k, probabilities.shape[0])).values[-1]))
+    nucleus = (1.0 - params.top_p) / probabilities.shape[0]
+    return _at_least(probabilities, max(nucleus, params.min_p * float(probabilities.max())))
+
+
+def _at_least(probabilities: Tensor, floor: float) -> Tensor:
     return (probabilities >= floor).nonzero().squeeze(1)
 
 

@@ -256,7 +256,6 @@ class Service:
             self._post(
                 [failure(sequence, "the engine has stopped") for sequence in self._engine.scheduler.unfinished()]
             )
-            raise
 
     def _warm_up(self) -> None:
         """One token through the whole engine, so that the first user does not wait for caches and compilers."""

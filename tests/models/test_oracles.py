@@ -22,8 +22,8 @@ from tests.models.running import Reader, continue_greedily, relative_error
 from tests.oracles.client import Oracle
 
 NEW_TOKENS = 64
-# Two correct fp32 implementations differ by about 1e-6 on few layers, and a little more on 24.
-MAX_RELATIVE_ERROR = {"tiny": 1e-5, "public": 1e-4}
+# Two correct fp32 implementations differ by about 1e-6 on few layers and 1e-5 on 24.
+MAX_RELATIVE_ERROR = {"tiny": 1e-5, "public": 5e-5}
 SEEDS = range(100 if os.environ.get("OSTINATO_LONG") == "1" else 6)
 
 Oracles = Callable[[str], Oracle]
@@ -54,15 +54,14 @@ def agrees_with_oracles(
     model = load_model(open_checkpoint(made.path), dtype=torch.float32)
     tokens, ours = continue_greedily(model, prompt, NEW_TOKENS)
     record("distinct_tokens", len(set(tokens)))
-    for name in made.oracles:
-        theirs = oracle(name).logits(made.path, [prompt + tokens[:-1]])[0]
-        error, difference = relative_error(ours, theirs), float((ours - theirs).abs().max())
-        record("relative_error", error)
-        record("max_difference", difference)
+    answers = {name: oracle(name).logits(made.path, [prompt + tokens[:-1]])[0] for name in made.oracles}
+    record("relative_error", max(relative_error(ours, theirs) for theirs in answers.values()))
+    record("max_difference", max(float((ours - theirs).abs().max()) for theirs in answers.values()))
+    for name, theirs in answers.items():
         best = theirs[prompt_length - 1 :, : made.vocab_size].topk(2)
         margin = float((best.values[:, 0] - best.values[:, 1]).min())
-        where = f"{name} on {made.label}; largest difference {difference:.1e}, its closest two tokens {margin:.1e} apart"
-        assert error <= bound, where
+        where = f"{name} on {made.label}; its closest two tokens are {margin:.1e} apart"
+        assert relative_error(ours, theirs) <= bound, where
         assert best.indices[:, 0].tolist() == tokens, where
 
 

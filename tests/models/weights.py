@@ -58,7 +58,7 @@ def _mamba_block(draw: Draw, config: Mapping[str, Any]) -> Tensors:
         "norm.weight": draw.norm(d),
         "mixer.in_proj.weight": draw.matrix(2 * inner, d),
         "mixer.conv1d.weight": draw.normal(inner, 1, width, std=width**-0.5),
-        "mixer.x_proj.weight": draw.matrix(rank + 2 * state, inner, 2.0),
+        "mixer.x_proj.weight": draw.matrix(rank + 2 * state, inner),
         "mixer.dt_proj.weight": draw.matrix(inner, rank, 0.7),
         "mixer.dt_proj.bias": torch.log(torch.expm1(step)),  # the inverse of softplus
         "mixer.A_log": draw.uniform(math.log(0.3), math.log(16.0), inner, state),
@@ -99,9 +99,13 @@ def _gla_attention(draw: Draw, config: Mapping[str, Any]) -> Tensors:
     keys, values = round(d * config["expand_k"]), round(d * config["expand_v"])
     kv_heads = config["num_kv_heads"] or heads
     shared_keys, shared_values = keys * kv_heads // heads, values * kv_heads // heads
+    q = draw.matrix(keys, d)
+    # Queries and keys resemble each other, as in trained models. Were they independent, then q k would be almost zero
+    # now and then at the first token, and the norm of the output would make rounding errors a thousand times larger.
+    shared_q = q.view(kv_heads, -1, keys // heads, d)[:, 0].reshape(shared_keys, d)
     block = {
-        "attn.q_proj.weight": draw.matrix(keys, d),
-        "attn.k_proj.weight": draw.matrix(shared_keys, d),
+        "attn.q_proj.weight": q,
+        "attn.k_proj.weight": 0.6 * shared_q + draw.matrix(shared_keys, d, 0.8),
         "attn.v_proj.weight": draw.matrix(shared_values, d),
         "attn.gk_proj.0.weight": draw.matrix(16, d),
         "attn.gk_proj.1.weight": draw.matrix(shared_keys, 16, 8.0),
