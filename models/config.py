@@ -54,6 +54,13 @@ class ConfigReader:
             raise CheckpointError(f"{self._source}: {key} leaves no dimension of {whole}")
         return size
 
+    def exact_fraction_of(self, whole: int, key: str, default: float) -> int:
+        """As `fraction_of`, of a product that is an integer but for its rounding (100 times 0.29)."""
+        product = whole * self.number(key, default)
+        if round(product) <= 0 or not math.isclose(product, round(product)):
+            raise CheckpointError(f"{self._source}: {key} makes {product:g} of {whole}, which is no positive integer")
+        return round(product)
+
     def divide(self, key: str, whole: int, parts: int) -> int:
         """whole / parts where that is even. Raises CheckpointError naming `key`."""
         if whole % parts:

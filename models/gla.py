@@ -14,7 +14,8 @@ from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
 from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
 
-GATE_RANK = 16  # fixed in the published layers
+GATE_RANK = 16  # fixed in the published layers, as is the next
+GATE_NORMALIZER = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,6 @@ class GLAConfig:
     mlp: int
     vocab_size: int
     norm_eps: float
-    gate_normalizer: float
     gate_minimum: float | None
     output_gate: bool
     tied: bool
@@ -46,6 +46,8 @@ def read_config(checkpoint: Checkpoint) -> GLAConfig:
         ("elementwise_affine", True),
         ("attn", None),
         ("use_gv", False),
+        ("gate_logit_normalizer", GATE_NORMALIZER),
+        ("attnres_block_size", None),
     ):
         config.only(key, *served)
     hidden, heads = config.integer("hidden_size", 2048), config.integer("num_heads", 4)
@@ -57,12 +59,11 @@ def read_config(checkpoint: Checkpoint) -> GLAConfig:
         hidden=hidden,
         heads=heads,
         kv_heads=kv_heads,
-        key=config.divide("num_heads", config.fraction_of(hidden, "expand_k", 0.5), heads),
-        value=config.divide("num_heads", config.fraction_of(hidden, "expand_v", 1.0), heads),
+        key=config.divide("num_heads", config.exact_fraction_of(hidden, "expand_k", 0.5), heads),
+        value=config.divide("num_heads", config.exact_fraction_of(hidden, "expand_v", 1.0), heads),
         mlp=config.integer("intermediate_size", 256 * math.ceil(int(hidden * hidden_ratio * 2 / 3) / 256)),
         vocab_size=config.integer("vocab_size", 32000),
         norm_eps=config.number("norm_eps", 1e-6),
-        gate_normalizer=config.number("gate_logit_normalizer", 16),
         gate_minimum=config.optional_number("clamp_min"),
         output_gate=config.flag("use_output_gate", True),
         tied=config.flag("tie_word_embeddings", False),
@@ -103,7 +104,7 @@ class GLAMixer:
         return x.reshape(-1, c.kv_heads, size).repeat_interleave(c.heads // c.kv_heads, dim=1)
 
     def _log_decay(self, low: Tensor) -> Tensor:
-        log_decay = rows.log_sigmoid(self.gate(low)) / self.config.gate_normalizer
+        log_decay = rows.log_sigmoid(self.gate(low)) / GATE_NORMALIZER
         if self.config.gate_minimum is not None:
             log_decay = log_decay.clamp(min=self.config.gate_minimum)
         return self._per_head(log_decay, self.config.key)

@@ -29,6 +29,7 @@ class RWKV7Config:
     ffn: int
     vocab_size: int
     norm_eps: float
+    head_norm_eps: float
     tied: bool
 
     @property
@@ -210,7 +211,7 @@ def _read_time_mix(read: WeightReader, name: str, layer: int, c: RWKV7Config) ->
         norm=LayerNorm(
             read.tensor(f"{name}.g_norm.weight", c.hidden).view(norm_shape),
             read.tensor(f"{name}.g_norm.bias", c.hidden).view(norm_shape),
-            c.norm_eps * c.head,
+            c.head_norm_eps,
         ),
         output=read.linear(f"{name}.o_proj.weight", c.hidden, c.hidden),
     )
@@ -247,13 +248,15 @@ def read_config(checkpoint: Checkpoint) -> RWKV7Config:
     config.only("num_heads", heads)
     computed_ffn = 32 * math.ceil(int(hidden * config.number("hidden_ratio", 4)) / 32)
     ffn = config.integer("intermediate_size", computed_ffn)
+    norm_eps = config.number("norm_eps", 1e-5)
     return RWKV7Config(
         layers=layers,
         hidden=hidden,
         head=head,
         ffn=ffn,
         vocab_size=config.integer("vocab_size", 32000),
-        norm_eps=config.number("norm_eps", 1e-5),
+        norm_eps=norm_eps,
+        head_norm_eps=norm_eps * head,
         tied=config.flag("tie_word_embeddings", False),
     )
 

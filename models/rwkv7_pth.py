@@ -78,6 +78,7 @@ def read_config(checkpoint: Checkpoint) -> RWKV7Config:
         ffn=checkpoint.shape("blocks.0.ffn.key.weight", 2)[0],
         vocab_size=vocab_size,
         norm_eps=1e-5,
+        head_norm_eps=64e-5,  # for heads of any size
         tied=False,
     )
 

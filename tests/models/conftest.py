@@ -37,7 +37,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                 rows.append("  ".join([*(f"{figures[figure]:8.1e}" for figure in FIGURES), distinct, name]))
     if rows:
         terminalreporter.section("measured against independent implementations")
-        terminalreporter.write_line("relative: norm of the logits' difference over their norm; distinct: of the 64 tokens")
+        terminalreporter.write_line(
+            "relative: norm of the logits' difference over their norm; distinct: of the 64 tokens"
+        )
         terminalreporter.write_line("relative  max diff  distinct  test")
         for row in rows:
             terminalreporter.write_line(row)

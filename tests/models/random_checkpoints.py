@@ -87,6 +87,7 @@ def mamba_orig(seed: int, folder: Path) -> RandomCheckpoint:
         "residual_in_fp32": True,
         "fused_add_norm": True,
         "pad_vocab_size_multiple": draw.choice((8, 8, 16, 1)),
+        "tie_embeddings": draw.random() < 0.7,
     }
     names = {"d_state": "state_size", "d_conv": "conv_kernel", "expand": "expand", "dt_rank": "time_step_rank"}
     defaults = {"state_size": 16, "conv_kernel": 4, "expand": 2, "time_step_rank": "auto"}
@@ -99,7 +100,7 @@ def mamba_orig(seed: int, folder: Path) -> RandomCheckpoint:
         "vocab_size": multiple * math.ceil(config["vocab_size"] / multiple),
         "use_bias": False,
         "use_conv_bias": True,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config["tie_embeddings"],
     }
     tensors = checkpoints.original_mamba_names(weights.mamba_tensors(_resolved_mamba(in_hf_terms), seed))
     dtype = draw.choice(("float32", "float16"))
@@ -107,8 +108,8 @@ def mamba_orig(seed: int, folder: Path) -> RandomCheckpoint:
     return RandomCheckpoint(folder, ("mamba", "mambapy_blocks"), config["vocab_size"], f"{dtype} {config}")
 
 
-def gla(seed: int, folder: Path) -> RandomCheckpoint:
-    """fla's layout."""
+def gla(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
+    """fla's layout. `fixed`: entries of the config that are not drawn."""
     draw = random.Random(seed)
     heads = draw.randint(1, 4)
     config = {
@@ -132,6 +133,7 @@ def gla(seed: int, folder: Path) -> RandomCheckpoint:
         "use_short_conv": False,
         "feature_map": None,
         "elementwise_affine": True,
+        **fixed,
     }
     tensors = weights.gla_tensors(_resolved_gla(config), seed)
     dtype = draw.choice(("float32", "bfloat16"))
@@ -145,7 +147,7 @@ def _resolved_gla(config: Config) -> Config:
     return {**config, "intermediate_size": config["intermediate_size"] or 256 * math.ceil(third / 256)}
 
 
-def rwkv7_fla(seed: int, folder: Path) -> RandomCheckpoint:
+def rwkv7_fla(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
     """fla's layout. At least two layers: fla's own initialisation divides by their number less one."""
     draw = random.Random(seed)
     config = {
@@ -164,6 +166,7 @@ def rwkv7_fla(seed: int, folder: Path) -> RandomCheckpoint:
     }
     if draw.random() < 0.4:
         config.update(intermediate_size=None, hidden_ratio=draw.choice((4.0, 2.3)))
+    config.update(fixed)
     config["value_dim"] = draw.choice((config["hidden_size"], [config["hidden_size"]] * config["num_hidden_layers"]))
     tensors = checkpoints.fla_rwkv7_names(weights.rwkv7_tensors(_resolved_rwkv7(config), seed))
     if config["tie_word_embeddings"]:
@@ -174,10 +177,10 @@ def rwkv7_fla(seed: int, folder: Path) -> RandomCheckpoint:
     return RandomCheckpoint(folder, ("fla_models",), config["vocab_size"], f"{dtype} {container} {config}")
 
 
-def rwkv7_pth(seed: int, folder: Path) -> RandomCheckpoint:
+def rwkv7_pth(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
     """The original layout: one `.pth` file and no config."""
     draw = random.Random(seed)
-    config = {"num_hidden_layers": draw.randint(1, 4), "tie_word_embeddings": False, **_rwkv7_sizes(draw)}
+    config = {"num_hidden_layers": draw.randint(1, 4), "tie_word_embeddings": False, **_rwkv7_sizes(draw), **fixed}
     tensors = weights.rwkv7_tensors(config, seed)
     if draw.random() < 0.5:  # older and newer training code differ in whether layer 0 has these
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("blocks.0.att.v")}
@@ -270,11 +273,13 @@ def gla_340m(seed: int, folder: Path) -> RandomCheckpoint:
         "tie_word_embeddings": False,
         "hidden_act": "swish",
     }
-    checkpoints.write_folder(folder, config, weights.gla_tensors(_resolved_gla(config), seed), "bfloat16", "safetensors")
+    checkpoints.write_folder(
+        folder, config, weights.gla_tensors(_resolved_gla(config), seed), "bfloat16", "safetensors"
+    )
     return RandomCheckpoint(folder, ("fla_naive",), config["vocab_size"], "gla-340M")
 
 
-Writer = Callable[[int, Path], RandomCheckpoint]
+Writer = Callable[..., RandomCheckpoint]
 TINY: dict[str, Writer] = {
     "mamba_hf": mamba_hf,
     "mamba_orig": mamba_orig,

@@ -11,6 +11,7 @@ import random
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,26 @@ def test_random_tiny_configuration(
     made = TINY[family](seed, tmp_path / family)
     prompt_length = random.Random(f"prompt {seed}").randint(1, 32)
     agrees_with_oracles(made, prompt_length, MAX_RELATIVE_ERROR["tiny"], oracle, record_property)
+
+
+@pytest.mark.parametrize(
+    ("family", "fixed"),
+    [
+        # 100 times 0.29 is 28.999999999999996.
+        ("gla", {"hidden_size": 100, "num_heads": 1, "num_kv_heads": None, "expand_k": 0.29, "expand_v": 0.57}),
+        # The epsilon of the norm of heads goes with the head size in fla's layout, and does not in the original one.
+        ("rwkv7_fla", {"hidden_size": 96, "head_dim": 32}),
+        ("rwkv7_pth", {"hidden_size": 96, "head_dim": 32}),
+        # 147 channels, rounded up to 160.
+        ("rwkv7_fla", {"hidden_size": 64, "head_dim": 64, "intermediate_size": None, "hidden_ratio": 2.3}),
+    ],
+    ids=["gla-inexact-fraction", "rwkv7_fla-small-heads", "rwkv7_pth-small-heads", "rwkv7_fla-rounded-ffn"],
+)
+def test_rare_configuration(
+    family: str, fixed: dict[str, Any], tmp_path: Path, oracle: Oracles, record_property: Record
+) -> None:
+    made = TINY[family](1, tmp_path / family, **fixed)
+    agrees_with_oracles(made, 12, MAX_RELATIVE_ERROR["tiny"], oracle, record_property)
 
 
 @pytest.mark.parametrize("name", PUBLIC)

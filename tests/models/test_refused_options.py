@@ -38,7 +38,6 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("rwkv7_fla", "norm_first", False),
     ("rwkv7_fla", "value_dim", 1024),
 ]
-REFUSED_IN_SSM_CFG: list[tuple[str, Any]] = [("layer", "Mamba2"), ("layer", "Mamba3")]
 
 
 def named(value: object) -> str:
@@ -52,14 +51,6 @@ def test_option_is_refused_by_name(family: str, option: str, value: Any, tmp_pat
     with pytest.raises(UnsupportedModelError, match=option) as refused:
         load_model(open_checkpoint(folder))
     assert str(folder / "config.json") in str(refused.value)
-
-
-@pytest.mark.parametrize(("option", "value"), REFUSED_IN_SSM_CFG, ids=lambda value: named(value))
-def test_option_of_the_original_mamba_is_refused(option: str, value: Any, tmp_path: Path) -> None:
-    folder = TINY["mamba_orig"](0, tmp_path / "mamba_orig").path
-    set_option(folder, {"ssm_cfg": {option: value}})
-    with pytest.raises(UnsupportedModelError, match=value):
-        load_model(open_checkpoint(folder))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Random weights whose mechanisms all matter: norms near one, decays from nearly 0 to nearly 1, open gates.
+"""Random weights whose mechanisms all matter: norms near one, decays from nearly 0 to nearly 1, gates half open.
 
 Setting any one tensor to zero (a norm's to one) moves the logits; `test_oracles.py` checks that. All are fp32.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tests.models.checkpoints import Tensors
 
-# Logits of about this standard deviation; also what keeps a tied embedding from voting for the token just read.
+# Of the logits, about.
 LOGIT_STD = 2.5
 
 
@@ -35,6 +35,11 @@ class Draw:
     def norm(self, size: int) -> torch.Tensor:
         return self.normal(size, std=0.2, mean=1.0)
 
+    def last_norm(self, size: int, tied: bool) -> torch.Tensor:
+        """With random signs where the embedding is tied: or else the token just read wins every time."""
+        weight = self.norm(size)
+        return weight * self.normal(size).sign() if tied else weight
+
 
 def mamba_tensors(config: Mapping[str, Any], seed: int) -> Tensors:
     """transformers' names. `config`: transformers' keys, `intermediate_size` and `time_step_rank` resolved."""
@@ -44,7 +49,7 @@ def mamba_tensors(config: Mapping[str, Any], seed: int) -> Tensors:
     for layer in range(config["num_hidden_layers"]):
         block = _mamba_block(draw, config)
         tensors.update({f"backbone.layers.{layer}.{name}": tensor for name, tensor in block.items()})
-    tensors["backbone.norm_f.weight"] = draw.norm(d)
+    tensors["backbone.norm_f.weight"] = draw.last_norm(d, config["tie_word_embeddings"])
     if not config["tie_word_embeddings"]:
         tensors["lm_head.weight"] = draw.matrix(rows, d, LOGIT_STD)
     return tensors
@@ -88,7 +93,7 @@ def gla_tensors(config: Mapping[str, Any], seed: int) -> Tensors:
             "mlp.down_proj.weight": draw.matrix(d, inner),
         }
         tensors.update({f"model.layers.{layer}.{name}": tensor for name, tensor in block.items()})
-    tensors["model.norm.weight"] = draw.norm(d)
+    tensors["model.norm.weight"] = draw.last_norm(d, config["tie_word_embeddings"])
     if not config["tie_word_embeddings"]:
         tensors["lm_head.weight"] = draw.matrix(rows, d, LOGIT_STD)
     return tensors
@@ -125,15 +130,14 @@ def rwkv7_tensors(config: Mapping[str, Any], seed: int) -> Tensors:
     d, rows = config["hidden_size"], config["vocab_size"]
     tensors = {"emb.weight": draw.matrix(rows, d, LOGIT_STD)}
     tensors.update(_layer_norm(draw, "blocks.0.ln0", d))
-    if config["tie_word_embeddings"]:  # or else the token just read wins every time
-        tensors["blocks.0.ln0.weight"] *= 0.1
     for layer in range(config["num_hidden_layers"]):
         block = {**_layer_norm(draw, "ln1", d), **_rwkv7_attention(draw, config), **_layer_norm(draw, "ln2", d)}
         block["ffn.x_k"] = draw.uniform(0.0, 1.0, 1, 1, d)
         block["ffn.key.weight"] = draw.matrix(config["intermediate_size"], d)
         block["ffn.value.weight"] = draw.matrix(d, config["intermediate_size"], 0.7)
         tensors.update({f"blocks.{layer}.{name}": tensor for name, tensor in block.items()})
-    tensors.update(_layer_norm(draw, "ln_out", d))
+    tensors["ln_out.weight"] = draw.last_norm(d, config["tie_word_embeddings"])
+    tensors["ln_out.bias"] = draw.normal(d, std=0.2)
     tensors["head.weight"] = tensors["emb.weight"] if config["tie_word_embeddings"] else draw.matrix(rows, d, LOGIT_STD)
     return tensors
 

@@ -25,7 +25,7 @@ class OracleError(Exception):
 class Oracle:
     """One oracle process, started at the first question and kept for the next ones. Use it as a context manager."""
 
-    def __init__(self, name: str, *, timeout: float = 300.0) -> None:
+    def __init__(self, name: str, *, timeout: float = 240.0) -> None:
         """`name`: a module of `tests.oracles`. `timeout`: seconds for one job."""
         self.name = name
         self._timeout = timeout

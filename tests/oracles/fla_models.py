@@ -13,7 +13,9 @@ os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 import triton.runtime.autotuner  # noqa: E402  (after the switch above)
 
 
-def seconds(self: triton.runtime.autotuner.Autotuner, *args: object, config: triton.Config, **meta: object) -> list[float]:
+def seconds(
+    self: triton.runtime.autotuner.Autotuner, *args: object, config: triton.Config, **meta: object
+) -> list[float]:
     """Stands in for the autotuner's timer, the one part that needs a GPU driver.
 
     The interpreter's time goes with the number of programs, so the largest blocks are the fastest.

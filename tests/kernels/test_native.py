@@ -1,0 +1,77 @@
+"""Building the C++ operators: cached by content, nothing half-made, and a clear reason where it is impossible."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ostinato.engine.llm import LLM
+from ostinato.engine.types import SamplingParams
+from ostinato.kernels import dispatch, native
+from tests.kernels.random_batches import relative_error
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+
+
+def load_afresh() -> str | None:
+    return native.load.__wrapped__()
+
+
+def test_the_operators_are_in_use_here() -> None:
+    """Otherwise all tests of the C++ operators would compare the reference with itself."""
+    assert native.load() is None
+    assert dispatch.use_native(torch.empty(0))
+
+
+def test_without_a_compiler_there_is_a_reason_and_a_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OSTINATO_CACHE", str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "install g++ or clang" in str(load_afresh())
+
+
+def test_a_library_in_the_cache_needs_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copy(native._library(), tmp_path)
+    monkeypatch.setenv("OSTINATO_CACHE", str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    loaded: list[Path] = []
+    monkeypatch.setattr(torch.ops, "load_library", loaded.append)
+    assert load_afresh() is None
+    assert [path.parent for path in loaded] == [tmp_path]
+
+
+def test_a_failed_compilation_is_reported_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sources, cache = tmp_path / "sources", tmp_path / "cache"
+    sources.mkdir()
+    (sources / "ops.cpp").write_text("this is not C++")
+    monkeypatch.setenv("OSTINATO_CACHE", str(cache))
+    monkeypatch.setattr(native, "SOURCES", sources)
+    assert "compiling the CPU operators failed" in str(load_afresh())
+    assert list(cache.iterdir()) == []
+
+
+def test_other_sources_are_another_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    original = native._library()
+    shutil.copytree(native.SOURCES, tmp_path / "cpu")
+    monkeypatch.setattr(native, "SOURCES", tmp_path / "cpu")
+    assert native._library() == original
+    with (tmp_path / "cpu" / "conv.h").open("a") as file:
+        file.write("\n")
+    assert native._library() != original
+
+
+@pytest.mark.parametrize("name", ["gla", "mamba_hf", "rwkv7_fla"])
+def test_models_are_right_on_the_reference_kernels_too(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(dispatch, "_cpu_operators", lambda: False)
+    golden = load_file(GOLDENS / name / "golden.safetensors")
+    prompt = golden["long.input_ids"].tolist()
+    llm = LLM(str(GOLDENS / name), dtype="float32", max_batch=2, max_step_tokens=16)
+    params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True, prompt_logprobs=0)
+    (completion,) = llm.generate([prompt], params)
+    assert completion.token_ids == golden["long.greedy_ids"].tolist()
+    expected = torch.log_softmax(golden["long.logits"].double(), -1)[range(len(prompt) - 1), prompt[1:]]
+    found = torch.tensor([score.logprob for score in completion.prompt_logprobs if score is not None])
+    assert relative_error(found, expected) <= 1e-4
