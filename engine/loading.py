@@ -11,10 +11,11 @@ import torch
 from ostinato.engine.config import EngineConfig
 from ostinato.engine.engine import Engine
 from ostinato.engine.errors import CapacityError, RequestError
+from ostinato.engine.info import ModelInfo
 from ostinato.engine.runner import Runner
 from ostinato.engine.sampler import Sampler
 from ostinato.engine.scheduler import Scheduler
-from ostinato.engine.service import ModelInfo, Service
+from ostinato.engine.service import Service
 from ostinato.engine.state_pool import StatePool
 from ostinato.engine.tokenizer import Tokenizer, find_tokenizer, load_tokenizer, resolve_eos
 from ostinato.models.base import Model

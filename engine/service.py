@@ -15,12 +15,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from ostinato.engine.admission import make_sequences
 from ostinato.engine.errors import EngineStoppedError, QueueFullError, RequestError, StepError
+from ostinato.engine.event_stream import EventStream
+from ostinato.engine.info import EngineStats, ModelInfo
 from ostinato.engine.stopping import failure
 from ostinato.engine.types import SamplingParams, Sequence, TokenEvent
 
@@ -29,75 +30,6 @@ if TYPE_CHECKING:
     from ostinato.engine.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What is served, and what it costs. Sizes in bytes."""
-
-    model: str
-    architecture: str
-    family: str
-    vocab_size: int
-    dtype: str
-    state_dtype: str
-    bytes_per_state: int
-    slots: int
-    weight_bytes: int
-    eos_token_ids: frozenset[int]
-
-    @property
-    def pool_bytes(self) -> int:
-        return self.slots * self.bytes_per_state
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Counters since the start, and what is going on now."""
-
-    slots: int
-    slots_used: int
-    running: int
-    waiting: int
-    max_queue: int
-    prompt_tokens_total: int
-    generated_tokens_total: int
-    steps_total: int
-    step_seconds_total: float
-    finished: dict[str, int]  # sequences by finish reason
-
-
-class EventStream:
-    """The events of one request, from all of its sequences, until each has had its final one."""
-
-    def __init__(self, service: Service, sequences: list[Sequence]) -> None:
-        self._service = service
-        self._open = {sequence.id: sequence for sequence in sequences}
-        self._events: asyncio.Queue[TokenEvent] = asyncio.Queue()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> TokenEvent:
-        if not self._open and self._events.empty():
-            raise StopAsyncIteration
-        return await self._events.get()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Aborts what has not ended. May be called more than once."""
-        for sequence in self._open.values():
-            self._service._abort(sequence)
-
-    def _deliver(self, event: TokenEvent) -> None:
-        if event.finish_reason is not None:
-            self._open.pop(event.sequence_id, None)
-        self._events.put_nowait(event)
 
 
 class Service:
@@ -175,7 +107,7 @@ class Service:
             tokenizer=self.tokenizer,
         )
         self._reserve(len(sequences))
-        stream = EventStream(self, sequences)
+        stream = EventStream(sequences, self._abort)
         self._streams.update((sequence.id, stream) for sequence in sequences)
         self._commands.put(lambda: self._add(sequences))
         return stream
@@ -240,7 +172,7 @@ class Service:
         for event in events:
             final = event.finish_reason is not None
             stream = self._streams.pop(event.sequence_id) if final else self._streams[event.sequence_id]
-            stream._deliver(event)
+            stream.deliver(event)
 
     # In the engine's thread
 

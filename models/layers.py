@@ -1,6 +1,6 @@
 """Building blocks that several architectures share, and the reading of their weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,6 +93,18 @@ class GatedMLP:
     def __call__(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(rows.silu(gate) * up)
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """x -> up(activation(down x)) + bias: the paper's loramlp."""
+
+    down: Linear
+    up: Linear
+
+    def __call__(self, x: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        low = self.down(x)
+        return self.up(low if activation is None else activation(low))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """RWKV-7 "Goose" (Peng et al. 2025), in the flash-linear-attention layout; `rwkv7_pth.py` reads the original one."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ from ostinato.kernels.recurrence import recurrence
 from ostinato.models.base import Packed, StateSpec, StateTensor, StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
-from ostinato.models.layers import Embedding, LayerNorm, WeightReader
+from ostinato.models.layers import Embedding, LayerNorm, LowRank, WeightReader
 
 DECAY_SCALE = math.exp(-0.5)  # the paper's bound on how fast a channel may forget, equation 8
 
@@ -35,18 +34,6 @@ class RWKV7Config:
     @property
     def heads(self) -> int:
         return self.hidden // self.head
-
-
-@dataclass(frozen=True, slots=True)
-class LowRank:
-    """x -> up(activation(down x)) + bias: the paper's loramlp."""
-
-    down: Linear
-    up: Linear
-
-    def __call__(self, x: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        low = self.down(x)
-        return self.up(low if activation is None else activation(low))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +124,7 @@ class RWKV7Block:
 
 
 class RWKV7:
-    """See `ostinato.models.base.Model`.
-
-    State per layer: `wkv` [heads, value, key] fp32, and the token-shift vectors `time_shift`, `channel_shift` [C].
-    """
+    """See `ostinato.models.base.Model`. State per layer: `wkv` [heads, value, key] fp32 and two token-shift vectors."""
 
     family = "RWKV-7"
 

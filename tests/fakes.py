@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 
 from ostinato.engine.engine import Engine
+from ostinato.engine.info import ModelInfo
 from ostinato.engine.runner import StepLogits
 from ostinato.engine.sampler import Sampler
 from ostinato.engine.scheduler import Scheduler
-from ostinato.engine.service import ModelInfo, Service
+from ostinato.engine.service import Service
 from ostinato.engine.tokenizer import Tokenizer
 from ostinato.engine.types import StepPlan
 

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from ostinato.engine.errors import EngineStoppedError, QueueFullError, RequestError, TextNeedsTokenizerError
-from ostinato.engine.service import EventStream, Service
+from ostinato.engine.event_stream import EventStream
+from ostinato.engine.service import Service
 from ostinato.engine.types import FinishReason, SamplingParams, StepPlan, TokenEvent
 from tests.fakes import Gate, ScriptedRunner, next_token, scripted_service
 

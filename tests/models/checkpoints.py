@@ -79,7 +79,7 @@ def fla_rwkv7_names(tensors: Tensors) -> Tensors:
         new, turned = _fla_rwkv7_name(name)
         if new is not None:
             renamed[new] = tensor.T.contiguous() if turned else tensor
-            if new.endswith("ffn.x_k") or new.endswith("lora.2.bias") or new[-3:] in ("k_k", "k_a"):
+            if new.endswith(("ffn.x_k", "lora.2.bias", "attn.k_k", "attn.k_a")):
                 renamed[new] = tensor.flatten()
     return renamed
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from tests.oracles.client import Oracle
 
 FIGURES = ("relative_error", "max_difference")

@@ -1,4 +1,4 @@
-"""Checkpoints of random tiny configurations, and one of a published size, for each family and layout."""
+"""Checkpoints of random tiny configurations, for each family and layout."""
 
 from __future__ import annotations
 
@@ -135,14 +135,14 @@ def gla(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
         "elementwise_affine": True,
         **fixed,
     }
-    tensors = weights.gla_tensors(_resolved_gla(config), seed)
+    tensors = weights.gla_tensors(resolved_gla(config), seed)
     dtype = draw.choice(("float32", "bfloat16"))
     container = draw.choice(("safetensors", "sharded"))
     checkpoints.write_folder(folder, config, tensors, dtype, container)
     return RandomCheckpoint(folder, ("fla_models", "fla_naive"), config["vocab_size"], f"{dtype} {container} {config}")
 
 
-def _resolved_gla(config: Config) -> Config:
+def resolved_gla(config: Config) -> Config:
     third = int(config["hidden_size"] * config["hidden_ratio"] * 2 / 3)
     return {**config, "intermediate_size": config["intermediate_size"] or 256 * math.ceil(third / 256)}
 
@@ -210,75 +210,6 @@ def _rwkv7_sizes(draw: random.Random, head_dims: tuple[int, ...] = (64,)) -> Con
     }
 
 
-def mamba_130m(seed: int, folder: Path) -> RandomCheckpoint:
-    """The shapes of mamba-130m-hf."""
-    config = {
-        "architectures": ["MambaForCausalLM"],
-        "model_type": "mamba",
-        "vocab_size": 50280,
-        "hidden_size": 768,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 24,
-        "state_size": 16,
-        "conv_kernel": 4,
-        "expand": 2,
-        "time_step_rank": 48,
-        "use_bias": False,
-        "use_conv_bias": True,
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-        "hidden_act": "silu",
-        "residual_in_fp32": True,
-    }
-    checkpoints.write_folder(folder, config, weights.mamba_tensors(config, seed), "float32", "safetensors")
-    return RandomCheckpoint(folder, ("mamba",), config["vocab_size"], "mamba-130m")
-
-
-def rwkv7_01b(seed: int, folder: Path) -> RandomCheckpoint:
-    """The shapes of RWKV-7 World 0.1B, a `.pth` file in bf16."""
-    config = {
-        "vocab_size": 65536,
-        "hidden_size": 768,
-        "head_dim": 64,
-        "num_hidden_layers": 12,
-        "intermediate_size": 3072,
-        "decay_low_rank_dim": 64,
-        "a_low_rank_dim": 64,
-        "v_low_rank_dim": 32,
-        "gate_low_rank_dim": 128,
-        "tie_word_embeddings": False,
-    }
-    path = checkpoints.write_pth(folder / "rwkv7-0.1b.pth", weights.rwkv7_tensors(config, seed), "bfloat16")
-    return RandomCheckpoint(path, ("rwkv_pip",), config["vocab_size"], "rwkv7-0.1b")
-
-
-def gla_340m(seed: int, folder: Path) -> RandomCheckpoint:
-    """The shapes of fla-hub's gla-340M, in bf16."""
-    config = {
-        "architectures": ["GLAForCausalLM"],
-        "model_type": "gla",
-        "vocab_size": 32000,
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_heads": 4,
-        "num_kv_heads": None,
-        "use_output_gate": True,
-        "expand_k": 0.5,
-        "expand_v": 1,
-        "hidden_ratio": 4,
-        "intermediate_size": None,
-        "norm_eps": 1e-6,
-        "clamp_min": None,
-        "fuse_norm": True,
-        "tie_word_embeddings": False,
-        "hidden_act": "swish",
-    }
-    checkpoints.write_folder(
-        folder, config, weights.gla_tensors(_resolved_gla(config), seed), "bfloat16", "safetensors"
-    )
-    return RandomCheckpoint(folder, ("fla_naive",), config["vocab_size"], "gla-340M")
-
-
 Writer = Callable[..., RandomCheckpoint]
 TINY: dict[str, Writer] = {
     "mamba_hf": mamba_hf,
@@ -287,4 +218,3 @@ TINY: dict[str, Writer] = {
     "rwkv7_fla": rwkv7_fla,
     "rwkv7_pth": rwkv7_pth,
 }
-PUBLIC: dict[str, Writer] = {"mamba-130m": mamba_130m, "rwkv7-0.1b": rwkv7_01b, "gla-340m": gla_340m}

@@ -1,27 +1,19 @@
-"""Tiny checkpoints in public layouts, against logits that other implementations computed in fp32 from the same files."""
+"""Tiny checkpoints in public layouts, against logits that other implementations computed from them in fp32."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+
 from ostinato.models.base import Model
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.registry import load_model
-from safetensors.torch import load_file
+from tests.models.goldens import PATHS, golden_values
 from tests.models.running import Reader, continue_greedily, relative_error
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
-PATHS = {
-    "mamba_hf": GOLDENS / "mamba_hf",
-    "mamba_orig": GOLDENS / "mamba_orig",
-    "rwkv7_fla": GOLDENS / "rwkv7_fla",
-    "rwkv7_pth": GOLDENS / "rwkv7_pth" / "rwkv7-g1-tiny-ctx4096.pth",
-    "gla": GOLDENS / "gla",
-}
 # Two correct fp32 implementations differ by about 1e-6.
 FP32_ERROR = 1e-5
 # Twice what was measured with weights and inputs of projections in bf16: the larger of the two prompts.
@@ -35,11 +27,6 @@ Record = Callable[[str, object], None]
 @functools.cache
 def golden_model(name: str, dtype: torch.dtype) -> Model:
     return load_model(open_checkpoint(PATHS[name]), dtype=dtype)
-
-
-@functools.cache
-def golden_values(name: str) -> dict[str, torch.Tensor]:
-    return load_file(GOLDENS / name / "golden.safetensors")
 
 
 @each_prompt

@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.registry import load_model
 from tests.models import checkpoints, weights
-from tests.models.random_checkpoints import PUBLIC, TINY, RandomCheckpoint
+from tests.models.goldens import PATHS, golden_values
+from tests.models.public_checkpoints import PUBLIC
+from tests.models.random_checkpoints import TINY, RandomCheckpoint
 from tests.models.running import Reader, continue_greedily, relative_error
 from tests.oracles.client import Oracle
 
@@ -29,6 +32,25 @@ SEEDS = range(100 if os.environ.get("OSTINATO_LONG") == "1" else 6)
 
 Oracles = Callable[[str], Oracle]
 Record = Callable[[str, object], None]
+
+
+@pytest.mark.parametrize(
+    ("name", "golden"),
+    [
+        ("mamba", "mamba_hf"),
+        ("mamba", "mamba_orig"),
+        ("mambapy_blocks", "mamba_orig"),
+        ("rwkv_pip", "rwkv7_pth"),
+        ("fla_models", "rwkv7_fla"),
+        ("fla_models", "gla"),
+        ("fla_naive", "gla"),
+    ],
+)
+def test_oracle_reproduces_the_golden_logits(name: str, golden: str, oracle: Oracles) -> None:
+    """If this fails, it is the oracle or the way it is called that has changed, not our model."""
+    values = golden_values(golden)
+    logits = oracle(name).logits(PATHS[golden], [values["short.input_ids"].tolist()])[0]
+    assert relative_error(logits, values["short.logits"]) <= MAX_RELATIVE_ERROR["tiny"]
 
 
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"seed{seed}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.errors import UnsupportedModelError
 from ostinato.models.registry import load_model

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+
 from tests.models.checkpoints import Tensors
 
 # Of the logits, about.
@@ -125,7 +126,7 @@ def _gla_attention(draw: Draw, config: Mapping[str, Any]) -> Tensors:
 
 
 def rwkv7_tensors(config: Mapping[str, Any], seed: int) -> Tensors:
-    """The names of a `.pth` file, layer 0 with the three `v` tensors that nobody reads. `config`: fla's keys, resolved."""
+    """The names of a `.pth` file, with the three `v` tensors of layer 0 that nobody reads. `config`: fla's keys."""
     draw = Draw(seed)
     d, rows = config["hidden_size"], config["vocab_size"]
     tensors = {"emb.weight": draw.matrix(rows, d, LOGIT_STD)}

@@ -1,1 +1,1 @@
-"""Independent implementations to compare with. Each runs in a process of its own: some need switches set before import."""
+"""Independent implementations to compare with, each in a process of its own: some need switches set before import."""

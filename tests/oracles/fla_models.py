@@ -10,7 +10,7 @@ import torch
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
-import triton.runtime.autotuner  # noqa: E402  (after the switch above)
+import triton.runtime.autotuner
 
 
 def seconds(
@@ -27,6 +27,7 @@ triton.runtime.autotuner.Autotuner._bench = seconds
 
 from fla.models import GLAForCausalLM, RWKV7ForCausalLM  # noqa: E402  (after the two switches)
 from fla.models.utils import Cache  # noqa: E402
+
 from tests.oracles.worker import Forward, serve  # noqa: E402
 
 CLASSES = {"GLAForCausalLM": GLAForCausalLM, "RWKV7ForCausalLM": RWKV7ForCausalLM}

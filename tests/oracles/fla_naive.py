@@ -14,9 +14,10 @@ from fla.modules import FusedRMSNormGated, RMSNorm
 from fla.modules.activations import ACT2FN
 from fla.modules.norm.layernorm import rms_norm_ref
 from fla.ops.gla.naive import naive_recurrent_gla
+from torch.nn.functional import linear, silu
+
 from tests.oracles.fla_models import load
 from tests.oracles.worker import serve
-from torch.nn.functional import linear, silu
 
 
 def recurrence(

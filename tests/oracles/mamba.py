@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import torch
-from tests.oracles.worker import Forward, serve
 from transformers.models.mamba import MambaConfig, MambaForCausalLM
+
+from tests.oracles.worker import Forward, serve
 
 # `ssm_cfg` holds keyword arguments of mamba_ssm's `Mamba` module.
 SSM_KEYS = {

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from mambapy.mamba import Mamba, MambaConfig, RMSNorm
+
 from tests.oracles.worker import Forward, serve
 
 

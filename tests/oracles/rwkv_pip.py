@@ -18,8 +18,9 @@ os.environ["PYTORCH_JIT"] = "0"
 # Read when the package is imported; one process serves version 7 or the earlier ones, never both.
 os.environ.update(RWKV_V7_ON="1", RWKV_CUDA_ON="0")
 
-import torch  # noqa: E402  (after the switches above)
-from tests.oracles.worker import Forward, serve  # noqa: E402  (with the import above)
+import torch
+
+from tests.oracles.worker import Forward, serve
 
 with contextlib.redirect_stdout(sys.stderr):  # it prints a banner when imported
     from rwkv.model import RWKV

@@ -1,0 +1,39 @@
+"""What an engine tells about itself: once, and while it runs."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What is served, and what it costs. Sizes in bytes."""
+
+    model: str
+    architecture: str
+    family: str
+    vocab_size: int
+    dtype: str
+    state_dtype: str
+    bytes_per_state: int
+    slots: int
+    weight_bytes: int
+    eos_token_ids: frozenset[int]
+
+    @property
+    def pool_bytes(self) -> int:
+        return self.slots * self.bytes_per_state
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters since the start, and what is going on now."""
+
+    slots: int
+    slots_used: int
+    running: int
+    waiting: int
+    max_queue: int
+    prompt_tokens_total: int
+    generated_tokens_total: int
+    steps_total: int
+    step_seconds_total: float
+    finished: dict[str, int]  # sequences by finish reason

@@ -1,0 +1,78 @@
+"""Random weights in the shapes of published models, one of each family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.models import checkpoints, weights
+from tests.models.random_checkpoints import RandomCheckpoint, Writer, resolved_gla
+
+
+def mamba_130m(seed: int, folder: Path) -> RandomCheckpoint:
+    """The shapes of mamba-130m-hf."""
+    config = {
+        "architectures": ["MambaForCausalLM"],
+        "model_type": "mamba",
+        "vocab_size": 50280,
+        "hidden_size": 768,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 24,
+        "state_size": 16,
+        "conv_kernel": 4,
+        "expand": 2,
+        "time_step_rank": 48,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+        "residual_in_fp32": True,
+    }
+    checkpoints.write_folder(folder, config, weights.mamba_tensors(config, seed), "float32", "safetensors")
+    return RandomCheckpoint(folder, ("mamba",), config["vocab_size"], "mamba-130m")
+
+
+def rwkv7_01b(seed: int, folder: Path) -> RandomCheckpoint:
+    """The shapes of RWKV-7 World 0.1B, a `.pth` file in bf16."""
+    config = {
+        "vocab_size": 65536,
+        "hidden_size": 768,
+        "head_dim": 64,
+        "num_hidden_layers": 12,
+        "intermediate_size": 3072,
+        "decay_low_rank_dim": 64,
+        "a_low_rank_dim": 64,
+        "v_low_rank_dim": 32,
+        "gate_low_rank_dim": 128,
+        "tie_word_embeddings": False,
+    }
+    path = checkpoints.write_pth(folder / "rwkv7-0.1b.pth", weights.rwkv7_tensors(config, seed), "bfloat16")
+    return RandomCheckpoint(path, ("rwkv_pip",), config["vocab_size"], "rwkv7-0.1b")
+
+
+def gla_340m(seed: int, folder: Path) -> RandomCheckpoint:
+    """The shapes of fla-hub's gla-340M, in bf16."""
+    config = {
+        "architectures": ["GLAForCausalLM"],
+        "model_type": "gla",
+        "vocab_size": 32000,
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_heads": 4,
+        "num_kv_heads": None,
+        "use_output_gate": True,
+        "expand_k": 0.5,
+        "expand_v": 1,
+        "hidden_ratio": 4,
+        "intermediate_size": None,
+        "norm_eps": 1e-6,
+        "clamp_min": None,
+        "fuse_norm": True,
+        "tie_word_embeddings": False,
+        "hidden_act": "swish",
+    }
+    checkpoints.write_folder(folder, config, weights.gla_tensors(resolved_gla(config), seed), "bfloat16", "safetensors")
+    return RandomCheckpoint(folder, ("fla_naive",), config["vocab_size"], "gla-340M")
+
+
+PUBLIC: dict[str, Writer] = {"mamba-130m": mamba_130m, "rwkv7-0.1b": rwkv7_01b, "gla-340m": gla_340m}
