@@ -5,6 +5,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from typing import Self
 
+from ostinato.engine.stopping import failure
 from ostinato.engine.types import Sequence, TokenEvent
 
 
@@ -37,6 +38,11 @@ class EventStream:
         """Aborts what has not ended. May be called more than once."""
         for sequence in self._open.values():
             self._abort(sequence)
+
+    def fail(self, error: str) -> None:
+        """Ends every open sequence with an error."""
+        for sequence in list(self._open.values()):
+            self.deliver(failure(sequence, error))
 
     def deliver(self, event: TokenEvent) -> None:
         """Called by the service with each event."""

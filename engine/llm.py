@@ -11,7 +11,7 @@ for completion in llm.generate(["Once upon a time"], SamplingParams(max_tokens=5
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,7 +84,9 @@ class LLM:
             completions[event.sequence_id].extend(event)
         return list(completions.values())
 
-    def stream(self, prompt: str | Items[int], params: SamplingParams | None = None) -> Iterator[TokenEvent]:
+    def stream(
+        self, prompt: str | Items[int], params: SamplingParams | None = None
+    ) -> Generator[TokenEvent, None, None]:
         """Completes one prompt, event by event. Leaving the iterator early frees its slot."""
         yield from self._run([self._sequence("stream", prompt, params or SamplingParams())])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from ostinato.engine.tokenizer import Tokenizer, find_tokenizer, load_tokenizer,
 from ostinato.models.base import Model
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.registry import load_model
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Called with a tensor's name, and the bytes read so far and in all."""
@@ -50,6 +53,8 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
     device = _device(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if device.type != "cpu":
+        logger.warning("there are no kernels for %s yet: the reference runs there, correctly but slowly", device.type)
     checkpoint = open_checkpoint(config.model, progress=progress)
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else find_tokenizer(checkpoint.folder)
     eos = resolve_eos(checkpoint.config or ORIGINAL_RWKV, checkpoint.generation_config, tokenizer)

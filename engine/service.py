@@ -22,7 +22,6 @@ from ostinato.engine.admission import make_sequences
 from ostinato.engine.errors import EngineStoppedError, QueueFullError, RequestError, StepError
 from ostinato.engine.event_stream import EventStream
 from ostinato.engine.info import EngineStats, ModelInfo
-from ostinato.engine.stopping import failure
 from ostinato.engine.types import SamplingParams, Sequence, TokenEvent
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._warm = threading.Event()
-        self._draining = self._stopping = False
+        self._draining = self._stopping = self._dead = False
         self._tokens = Counter[str]()
         self._finished = Counter[str]()
         self._steps, self._step_seconds = 0, 0.0
@@ -65,7 +64,7 @@ class Service:
     @property
     def healthy(self) -> bool:
         """Whether the engine's thread is alive."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._dead
 
     @property
     def ready(self) -> bool:
@@ -174,6 +173,12 @@ class Service:
             stream = self._streams.pop(event.sequence_id) if final else self._streams[event.sequence_id]
             stream.deliver(event)
 
+    def _fail_all(self) -> None:
+        """The engine is dead: whatever it had, or was about to get, ends here."""
+        for stream in set(self._streams.values()):
+            stream.fail("the engine has stopped")
+        self._streams.clear()
+
     # In the engine's thread
 
     def _run(self) -> None:
@@ -185,9 +190,9 @@ class Service:
                     self._step()
         except BaseException:
             logger.critical("the engine's thread ends", exc_info=True)
-            self._post(
-                [failure(sequence, "the engine has stopped") for sequence in self._engine.scheduler.unfinished()]
-            )
+            self._dead = True
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._fail_all)
 
     def _warm_up(self) -> None:
         """One token through the whole engine, so that the first user does not wait for caches and compilers."""

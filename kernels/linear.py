@@ -4,6 +4,7 @@ On the CPU the weight is reordered once for oneDNN, which both reads it nearly a
 precautions, gives each row the same bits whatever the number of rows, their order or the number of threads:
 
 - one row is padded to two, because the product of a single row is another algorithm (a matrix-vector product);
+  larger numbers of rows are padded too, to a few sizes, because oneDNN compiles and keeps code for each;
 - AMX is switched off (`ostinato.kernels.dispatch`), because there oneDNN splits sums differently for different
   numbers of rows.
 
@@ -15,6 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ostinato.kernels.dispatch import use_prepacked
+
+
+def padded_rows(rows: int) -> int:
+    """The next of 16 even sizes up to 32, and of 8 sizes in every doubling beyond: at most an eighth more."""
+    unit = max(2, 1 << max(0, (rows - 1).bit_length() - 4))
+    return max(2, -(-rows // unit) * unit)
 
 
 class Linear:
@@ -40,7 +47,6 @@ class Linear:
         if not self._prepacked:
             return F.linear(x, self._weight)
         rows = x.shape[0]
-        if rows == 1:
-            x = torch.cat([x, torch.zeros_like(x)])
+        x = F.pad(x, (0, 0, 0, padded_rows(rows) - rows))
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
         return y[:rows]

@@ -16,7 +16,9 @@ from ostinato.server.errors import install_error_handlers
 from ostinato.server.limits import BodyLimit
 from ostinato.server.metrics import Metrics
 from ostinato.server.ops import ops_router
+from ostinato.server.replies import ErrorReply
 from ostinato.server.request_log import RequestLog
+from ostinato.server.tokens import tokens_router
 
 if TYPE_CHECKING:
     from ostinato.engine.service import Service
@@ -46,8 +48,8 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (completions_router(context), chat_router(context), ops_router(context)):
-        app.include_router(router)
+    for make_router in (completions_router, chat_router, tokens_router, ops_router):
+        app.include_router(make_router(context), responses={"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}})
     install_error_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestLog, metrics=context.metrics)

@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -59,42 +59,48 @@ class Context:
             raise TextNeedsTokenizerError(message, field_name)
         return self.service.tokenizer
 
-    async def encode(self, text: str, field_name: str, *, add_special_tokens: bool) -> tuple[int, ...]:
-        """Raises TextNeedsTokenizerError; RequestError: the vocabulary cannot express the text."""
-        encode = partial(self.tokenizer_for(field_name).encode, text, add_special_tokens=add_special_tokens)
+    async def encode(self, texts: Sequence[str], field_name: str, *, special: bool) -> list[tuple[int, ...]]:
+        """Token ids of each text, with the tokenizer's special tokens if `special`.
+
+        Raises:
+            TextNeedsTokenizerError: there is no tokenizer.
+            RequestError: the vocabulary cannot express a text.
+        """
+        tokenizer = self.tokenizer_for(field_name)
+
+        def encode_all() -> list[tuple[int, ...]]:
+            return [tuple(tokenizer.encode(text, add_special_tokens=special)) for text in texts]
+
         try:
-            return tuple(encode() if len(text) <= INLINE_CHARACTERS else await asyncio.to_thread(encode))
+            short = sum(map(len, texts)) <= INLINE_CHARACTERS
+            return encode_all() if short else await asyncio.to_thread(encode_all)
         except RequestError as error:
             raise RequestError(f"{field_name}: {error}", field_name) from None
 
     async def encode_prompts(self, request: CompletionRequest) -> list[tuple[int, ...]]:
-        """The token ids of each prompt of a completion request."""
-        prompt, special = request.prompt, request.add_special_tokens
-        if isinstance(prompt, str):
-            return [await self.encode(prompt, "prompt", add_special_tokens=special)]
-        prompts: list[tuple[int, ...]] = []
-        lone_ids: list[int] = []
-        for item in prompt:
-            if isinstance(item, str):
-                prompts.append(await self.encode(item, "prompt", add_special_tokens=special))
-            elif isinstance(item, int):
-                lone_ids.append(item)
-            else:
-                prompts.append(tuple(item))
-        return prompts or [tuple(lone_ids)]
+        """Token ids of each prompt of a completion request. Raises what `encode` does."""
+        prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        if texts:
+            return await self.encode(texts, "prompt", special=request.add_special_tokens)
+        many = [tuple(prompt) for prompt in prompts if isinstance(prompt, list)]
+        return many or [tuple(token_id for token_id in prompts if isinstance(token_id, int))]
 
     async def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
         """The token ids of a conversation, up to where the assistant's answer begins."""
         tokenizer = self.tokenizer_for("messages")
         text = tokenizer.apply_chat_template([_plain(item) for item in messages], add_generation_prompt=True)
-        return await self.encode(text, "messages", add_special_tokens=False)
+        (ids,) = await self.encode([text], "messages", special=False)
+        return ids
 
     def check_token_ids(self, ids: Sequence[int], field_name: str) -> None:
         """Raises RequestError: an id is outside of the vocabulary."""
         size = self.service.info.vocab_size
         for token_id in ids:
             if not 0 <= token_id < size:
-                raise RequestError(f"{field_name}: {token_id} is not a token id: the ids are 0 to {size - 1}", field_name)
+                raise RequestError(
+                    f"{field_name}: {token_id} is not a token id: the ids are 0 to {size - 1}", field_name
+                )
 
 
 def _plain(message: ChatMessage) -> dict[str, str]:

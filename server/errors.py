@@ -76,11 +76,12 @@ def answer_for(error: Exception) -> Answer:
 
 
 def error_body(message: str, answer: Answer, param: str | None = None) -> dict[str, object]:
+    """`ErrorReply`, as JSON to be."""
     return {"error": {"message": message, "type": answer.type, "param": param, "code": answer.code}}
 
 
 def describe(error: Exception) -> dict[str, object]:
-    """The error object for an exception. What is not ours is not shown to the client: the log has it."""
+    """The error body for an exception. What is not ours is not shown to the client: the log has it."""
     known = isinstance(error, OstinatoError)
     message = str(error) if known else "The server met an internal error; its log has the details."
     return error_body(message, answer_for(error), getattr(error, "field", None) if known else None)

@@ -69,7 +69,7 @@ async def run(context: Context, job: Job) -> AsyncGenerator[TokenEvent, None]:
 
 def _raise_if_failed(event: TokenEvent) -> None:
     if event.finish_reason is FinishReason.ERROR:
-        raise StepError(event.error or "engine step failed")
+        raise StepError(f"engine step failed: {event.error}")
     if event.finish_reason is FinishReason.ABORTED:
         raise EngineStoppedError("the server shut down before the answer was complete")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ostinato.server.errors import BY_STATUS, error_body
-from starlette.responses import JSONResponse
 
 
 class BodyLimit:
@@ -47,4 +47,4 @@ class BodyLimit:
 def _announced_bytes(scope: Scope) -> int:
     """0 where the length is absent or not a number: then the bytes are counted as they come."""
     length = Headers(scope=scope).get("content-length", "")
-    return int(length) if length.isascii() and length.isdigit() else 0
+    return int(length[:18]) if length.isascii() and length.isdigit() else 0  # more digits are too large anyway

@@ -16,8 +16,6 @@ from ostinato.server.replies import ChatTokenLogprob, LegacyLogprobs, TopLogprob
 if TYPE_CHECKING:
     from ostinato.engine.tokenizer import Tokenizer
 
-LOWEST = -9999.0  # JSON has no infinity; OpenAI writes impossible tokens so
-
 
 class TokenNames:
     """How tokens are written in answers."""
@@ -55,7 +53,7 @@ class LegacyWriter:
         piece = LegacyLogprobs(tokens=[], token_logprobs=[], top_logprobs=[], text_offset=[])
         for token_id, entry in zip(ids, entries, strict=True):
             piece.tokens.append(self.names.name(token_id))
-            piece.token_logprobs.append(None if entry is None else _finite(entry.logprob))
+            piece.token_logprobs.append(None if entry is None else entry.logprob)
             piece.top_logprobs.append(None if entry is None else self._alternatives(entry, top))
             piece.text_offset.append(self._offset)
             self._offset += self._characters(token_id)
@@ -73,7 +71,7 @@ class LegacyWriter:
         """The `top` best, and the token itself. Of two tokens that read alike the better one stays."""
         found: dict[str, float] = {}
         for token_id, logprob in (*entry.top[:top], (entry.token_id, entry.logprob)):
-            found.setdefault(self.names.name(token_id), _finite(logprob))
+            found.setdefault(self.names.name(token_id), logprob)
         return found
 
 
@@ -99,10 +97,4 @@ def chat_logprobs(names: TokenNames, entries: Iterable[TokenLogprobs]) -> list[C
 
 def _top(names: TokenNames, token_id: int, logprob: float) -> TopLogprob:
     raw = names.bytes_of(token_id)
-    return TopLogprob(
-        token=names.name(token_id), logprob=_finite(logprob), bytes=None if raw is None else list(raw)
-    )
-
-
-def _finite(logprob: float) -> float:
-    return max(logprob, LOWEST)
+    return TopLogprob(token=names.name(token_id), logprob=logprob, bytes=None if raw is None else list(raw))

@@ -33,7 +33,9 @@ class EngineCollector(Collector):
         yield GaugeMetricFamily("ostinato_running", "Sequences that have a slot.", stats.running)
         yield GaugeMetricFamily("ostinato_queue_depth", "Sequences that wait for a slot.", stats.waiting)
         yield GaugeMetricFamily("ostinato_queue_bound", "Sequences that may wait.", stats.max_queue)
-        yield CounterMetricFamily("ostinato_prompt_tokens", "Prompt tokens read.", stats.prompt_tokens_total)
+        yield CounterMetricFamily(
+            "ostinato_prompt_tokens", "Prompt tokens of accepted requests.", stats.prompt_tokens_total
+        )
         yield CounterMetricFamily("ostinato_generated_tokens", "Tokens generated.", stats.generated_tokens_total)
         yield CounterMetricFamily("ostinato_steps", "Engine steps.", stats.steps_total)
         yield CounterMetricFamily("ostinato_step_seconds", "Seconds spent in steps.", stats.step_seconds_total)

@@ -1,4 +1,4 @@
-"""The routes around generation: the model, the tokenizer, health and metrics."""
+"""The routes around generation: the model, health and metrics."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from ostinato.engine.errors import RequestError
 from ostinato.server.context import Context
 from ostinato.server.errors import NotReadyError
-from ostinato.server.protocol import DetokenizeRequest, TokenizeRequest
-from ostinato.server.replies import DetokenizeReply, ModelCard, ModelList, Status, TokenizeReply
-from ostinato.server.validation import StrictJsonRoute
+from ostinato.server.replies import ModelCard, ModelList, Status
 
 
 def ops_router(context: Context) -> APIRouter:
-    router = APIRouter(route_class=StrictJsonRoute)
+    router = APIRouter()
 
     @router.get("/v1/models")
     async def list_models() -> ModelList:
@@ -25,24 +22,6 @@ def ops_router(context: Context) -> APIRouter:
     async def get_model(name: str) -> ModelCard:
         context.check_model(name)
         return model_card(context)
-
-    @router.post("/tokenize")
-    async def tokenize(body: TokenizeRequest) -> TokenizeReply:
-        context.check_model(body.model)
-        if body.messages is not None and body.prompt is None:
-            ids = await context.encode_chat(body.messages)
-        elif body.prompt is not None and body.messages is None:
-            ids = await context.encode(body.prompt, "prompt", add_special_tokens=body.add_special_tokens)
-        else:
-            raise RequestError("send either prompt or messages", "prompt")
-        return TokenizeReply(tokens=list(ids), count=len(ids))
-
-    @router.post("/detokenize")
-    async def detokenize(body: DetokenizeRequest) -> DetokenizeReply:
-        context.check_model(body.model)
-        context.check_token_ids(body.tokens, "tokens")
-        text = context.tokenizer_for("tokens").decode(body.tokens, skip_special_tokens=False)
-        return DetokenizeReply(prompt=text)
 
     @router.get("/health")
     async def health() -> Status:
@@ -73,8 +52,8 @@ def model_card(context: Context) -> ModelCard:
         architecture=info.architecture,
         family=info.family,
         vocab_size=info.vocab_size,
-        dtype=str(info.dtype),
-        state_dtype=str(info.state_dtype),
+        dtype=info.dtype,
+        state_dtype=info.state_dtype,
         bytes_per_state=info.bytes_per_state,
         slots=info.slots,
         weight_bytes=info.weight_bytes,

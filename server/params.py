@@ -62,8 +62,6 @@ def _params(
     if request.stream_options is not None and not request.stream:
         raise RequestError("stream_options needs stream: true", "stream_options")
     stop = [request.stop] if isinstance(request.stop, str) else request.stop
-    if stop:
-        context.tokenizer_for("stop")
     try:
         return SamplingParams(
             temperature=request.temperature,

@@ -167,3 +167,16 @@ class DetokenizeReply(BaseModel):
 
 class Status(BaseModel):
     status: Literal["ok", "ready"]
+
+
+class ErrorObject(BaseModel):
+    message: str
+    type: str
+    param: str | None  # the request field at fault
+    code: str
+
+
+class ErrorReply(BaseModel):
+    """Every answer that is not a success, and the last event of a stream that failed."""
+
+    error: ErrorObject

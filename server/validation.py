@@ -68,10 +68,10 @@ def _path_in_body(location: Sequence[str | int], body: object, *, missing: bool)
     """`messages[0].content` from pydantic's location, which also names union members: those are not in the body."""
     path = ""
     for key in location:
-        if isinstance(body, Mapping) and key in body:
+        if isinstance(body, Mapping) and body.get(str(key)) is not None:
             path, body = f"{path}.{key}", body[key]
         elif isinstance(body, list) and isinstance(key, int) and key < len(body):
             path, body = f"{path}[{key}]", body[key]
-    if missing and location:
-        path = f"{path}.{location[-1]}"
+        elif missing and key == location[-1]:
+            path = f"{path}.{key}"
     return path.removeprefix(".")

@@ -210,9 +210,12 @@ async def test_a_dead_engine_ends_every_stream_and_refuses_requests() -> None:
     service.start()
     await eventually(lambda: service.ready)
     stream = service.submit("r", [(1,)], GREEDY)
+    await eventually(lambda: service.stats().running == 1)
+    late = service.submit("late", [(1,)], GREEDY)  # the engine never takes it out of its queue of commands
     gate.open()
-    (event,) = await collect(stream)
-    assert event.finish_reason == FinishReason.ERROR
+    for each in (stream, late):
+        (event,) = await collect(each)
+        assert event.finish_reason == FinishReason.ERROR
     await eventually(lambda: not service.healthy)
     with pytest.raises(EngineStoppedError):
         service.submit("r", [(1,)], GREEDY)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ostinato.kernels.dispatch import rows_are_exact, supported_dtypes
-from ostinato.kernels.linear import Linear
+from ostinato.kernels.linear import Linear, padded_rows
 from tests.kernels.random_batches import relative_error
 
 DTYPES = supported_dtypes(torch.device("cpu"))
@@ -57,3 +57,10 @@ def test_rounding_does_not_hide_another_order_of_summation(into: int, out: int) 
     whole = linear(x)
     for rows in (1, 2, 3, 4, 5, 17, 70):
         assert torch.equal(torch.cat([linear(part) for part in x.split(rows)]), whole), rows
+
+
+def test_rows_are_padded_by_at_most_an_eighth_to_few_sizes() -> None:
+    sizes = {rows: padded_rows(rows) for rows in range(1, 1025)}
+    assert all(rows <= size <= max(rows + 1, rows * 1.125) for rows, size in sizes.items())
+    assert len(set(sizes.values())) <= 60
+    assert all(padded_rows(size) == size for size in sizes.values())

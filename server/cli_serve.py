@@ -1,0 +1,88 @@
+"""`ostinato serve`."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, cast
+
+import typer
+
+from ostinato.engine.config import DTypeName, EngineConfig
+from ostinato.server import cli_options as opt
+from ostinato.server.settings import ServerSettings
+
+LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
+DEFAULT_BODY = 8 * 2**20
+
+
+def _log_level(value: str) -> str:
+    if value not in LOG_LEVELS:
+        raise typer.BadParameter(f"must be one of {', '.join(LOG_LEVELS)}")
+    return value
+
+
+StateMemory = Annotated[
+    int | None,
+    typer.Option(parser=opt.parse_size, metavar="SIZE", help="For all states: 512M, 2G. Default: 1/4 of free memory."),
+]
+MaxBody = Annotated[
+    int | None, typer.Option(parser=opt.parse_size, metavar="SIZE", help="Largest request body. Default: 8MiB.")
+]
+
+
+def serve(
+    model: opt.Model = opt.DEMO,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of them.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, envvar="PORT", help="0 takes any free one.")] = 8000,
+    device: opt.Device = "cpu",
+    dtype: opt.DType = "auto",
+    tokenizer: opt.TokenizerPath = None,
+    state_memory: StateMemory = None,
+    max_batch: Annotated[int | None, typer.Option(min=1, help="Slots: sequences that run at once.")] = None,
+    max_step_tokens: Annotated[int, typer.Option(min=2, help="Tokens read in one step.")] = 512,
+    max_queue: Annotated[int, typer.Option(min=0, help="Sequences that may wait for a slot.")] = 256,
+    threads: opt.Threads = None,
+    served_model_name: Annotated[str | None, typer.Option(help="Name of the model in the API.")] = None,
+    max_body: MaxBody = None,
+    drain_seconds: Annotated[float, typer.Option(min=0, help="How long SIGTERM lets running requests go on.")] = 30.0,
+    log_level: Annotated[str, typer.Option(callback=_log_level, help=f"One of {', '.join(LOG_LEVELS)}.")] = "info",
+) -> None:
+    """Serve MODEL over HTTP with the OpenAI API, until Ctrl-C or SIGTERM; both let running requests finish."""
+    engine = EngineConfig(
+        opt.model_path(model),
+        tokenizer=tokenizer,
+        device=device,
+        dtype=cast(DTypeName, dtype),  # EngineConfig checks it
+        state_memory=state_memory,
+        max_batch=max_batch,
+        max_step_tokens=max_step_tokens,
+        max_queue=max_queue,
+        threads=threads,
+    )
+    settings = ServerSettings(
+        engine=engine,
+        host=host,
+        port=port,
+        max_body_bytes=max_body or DEFAULT_BODY,
+        drain_seconds=drain_seconds,
+        served_model_name=served_model_name or opt.api_name(model),
+        log_level=log_level,
+    )
+    load_and_run(settings)
+
+
+def load_and_run(settings: ServerSettings) -> None:
+    """The port first, then the model: a port in use should not cost a minute of loading."""
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s:     %(name)s: %(message)s")
+    from ostinato.engine.loading import load_service
+    from ostinato.server.console import loading_bar, show_capacity, show_ready
+    from ostinato.server.serve import open_socket, run_server, url_of
+
+    with open_socket(settings.host, settings.port) as listener:
+        url = url_of(listener)
+        with loading_bar() as report:
+            service = load_service(settings.engine, progress=report)
+        name = settings.served_model_name or service.model_name
+        show_capacity(service, name)
+        takes_text = service.tokenizer is not None
+        run_server(service, settings, listener, lambda: show_ready(url, name, takes_text=takes_text))

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from ostinato.engine.service import Service
+from ostinato.engine.tokenizer import Tokenizer
+from tests.server.harness import gla_tokenizer, real_service, serving
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return gla_tokenizer()
+
+
+@pytest.fixture
+def service() -> Service:
+    """The tiny GLA checkpoint, behind an engine that is not started yet."""
+    return real_service()
+
+
+@pytest_asyncio.fixture
+async def client(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application that serves `service`."""
+    async with serving(service) as connected:
+        yield connected
