@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Sequence as Items
 from typing import TYPE_CHECKING
 
@@ -35,7 +34,6 @@ def make_sequences(
     """
     _check(prompts, params, n, vocab_size, tokenizer)
     seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
-    now = time.monotonic()
     return [
         Sequence(
             id=f"{request_id}-{index}",
@@ -44,7 +42,6 @@ def make_sequences(
             seed=seed,
             index=index,
             priority=priority,
-            arrival=now,
             text=None if tokenizer is None else TextStream(tokenizer, params.stop, params.include_stop),
         )
         for index in range(n * len(prompts))

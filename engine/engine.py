@@ -43,6 +43,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
+        """Whether a step would do anything."""
         return self.scheduler.has_work
 
     def add(self, sequences: Items[Sequence]) -> None:
@@ -68,9 +69,16 @@ class Engine:
         events = []
         for chunk, result in zip(plan.chunks, sampled, strict=True):
             chunk.sequence.num_read += chunk.length
-            event = accept(chunk.sequence, result, self._eos_token_ids)
+            event = self._accept(chunk.sequence, result)
             events.append(self._end(event, chunk.sequence) if event.finish_reason else event)
         return events
+
+    def _accept(self, sequence: Sequence, result: Sampled) -> TokenEvent:
+        try:
+            return accept(sequence, result, self._eos_token_ids)
+        except Exception as error:
+            logger.exception("a token of %s could not be turned into text", sequence.id)
+            return failure(sequence, str(error))
 
     def _end(self, event: TokenEvent, sequence: Sequence) -> TokenEvent:
         sequence.finish_reason = event.finish_reason

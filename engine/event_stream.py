@@ -1,6 +1,7 @@
 """What a caller holds of a request in progress."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from typing import Self
@@ -19,6 +20,12 @@ class EventStream:
         self._abort = abort
         self._open = {sequence.id: sequence for sequence in sequences}
         self._events: asyncio.Queue[TokenEvent] = asyncio.Queue()
+        self._begun = time.monotonic()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the request was accepted."""
+        return time.monotonic() - self._begun
 
     def __aiter__(self) -> Self:
         return self

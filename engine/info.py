@@ -18,10 +18,6 @@ class ModelInfo:
     weight_bytes: int
     eos_token_ids: frozenset[int]
 
-    @property
-    def pool_bytes(self) -> int:
-        return self.slots * self.bytes_per_state
-
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:

@@ -19,8 +19,9 @@ from typing import Any
 from ostinato.engine.admission import make_sequences
 from ostinato.engine.config import EngineConfig
 from ostinato.engine.errors import StepError, TextNeedsTokenizerError
-from ostinato.engine.loading import Progress, load_engine
+from ostinato.engine.loading import load_engine
 from ostinato.engine.types import FinishReason, SamplingParams, Sequence, TokenEvent, TokenLogprobs
+from ostinato.models.checkpoint import Progress
 
 
 @dataclass(slots=True)
@@ -75,6 +76,8 @@ class LLM:
             RequestError: a prompt is empty, holds unknown token ids, or is text without a tokenizer.
             StepError: the model failed.
         """
+        if isinstance(prompts, str):
+            raise TypeError("prompts must be a list: of texts, or of lists of token ids")
         each = [params or SamplingParams()] * len(prompts) if not isinstance(params, Items) else list(params)
         if len(each) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts, but {len(each)} sampling parameters")
@@ -109,6 +112,8 @@ class LLM:
 
     def _run(self, sequences: list[Sequence]) -> Iterator[TokenEvent]:
         """Queues as many at a time as there is room for, and ends what is left when the caller stops listening."""
+        if self._engine.has_work:
+            raise RuntimeError("a stream of this LLM is still open: exhaust or close it first")
         pending = deque(sequences)
         try:
             while pending or self._engine.has_work:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -20,16 +21,14 @@ from ostinato.engine.service import Service
 from ostinato.engine.state_pool import StatePool
 from ostinato.engine.tokenizer import Tokenizer, find_tokenizer, load_tokenizer, resolve_eos
 from ostinato.models.base import Model
-from ostinato.models.checkpoint import open_checkpoint
+from ostinato.models.checkpoint import Checkpoint, Progress, open_checkpoint
 from ostinato.models.registry import load_model
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
-"""Called with a tensor's name, and the bytes read so far and in all."""
-
 ORIGINAL_RWKV = {"eos_token_id": 0}  # what RWKV's `.pth` files, which have no config, mean in either vocabulary
 MOST_SLOTS = 256  # unless max_batch says otherwise
+CGROUP = Path("/sys/fs/cgroup")
 STATE_SHARE = 0.25  # of the memory that is free once the weights are loaded
 
 
@@ -56,9 +55,15 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
     if device.type != "cpu":
         logger.warning("there are no kernels for %s yet: the reference runs there, correctly but slowly", device.type)
     checkpoint = open_checkpoint(config.model, progress=progress)
-    tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else find_tokenizer(checkpoint.folder)
-    eos = resolve_eos(checkpoint.config or ORIGINAL_RWKV, checkpoint.generation_config, tokenizer)
-    model = load_model(checkpoint, config.device, None if config.dtype == "auto" else getattr(torch, config.dtype))
+    try:
+        tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else find_tokenizer(checkpoint.folder)
+        eos = resolve_eos(checkpoint.config or ORIGINAL_RWKV, checkpoint.generation_config, tokenizer)
+        dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+        _check_weights_fit(checkpoint, dtype, device)
+    except BaseException:
+        checkpoint.release()
+        raise
+    model = load_model(checkpoint, config.device, dtype)
     slots = _num_slots(config, model, device)
     runner = Runner(model, StatePool(model.state_spec, slots, device), device)
     scheduler = Scheduler(slots, config.max_step_tokens, config.max_queue)
@@ -91,7 +96,19 @@ def _device(config: EngineConfig) -> torch.device:
         raise RequestError(
             f"device {config.device!r} cannot be used: {str(error).splitlines()[0]}", "device"
         ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise RequestError(f"device {config.device!r} cannot be used: only cpu and cuda can", "device")
     return device
+
+
+def _check_weights_fit(checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device) -> None:
+    scale = 1.0 if dtype is None else dtype.itemsize / checkpoint.dtype.itemsize
+    needed, free = int(checkpoint.num_bytes * scale), _free_memory(device)
+    if needed > free:
+        raise CapacityError(
+            f"the weights need {needed} bytes, but only {free} are free on {device}: "
+            "choose a smaller dtype, a smaller model or a larger device"
+        )
 
 
 def _num_slots(config: EngineConfig, model: Model, device: torch.device) -> int:
@@ -112,4 +129,13 @@ def _num_slots(config: EngineConfig, model: Model, device: torch.device) -> int:
 def _free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return min(int(psutil.virtual_memory().available), _free_in_container())
+
+
+def _free_in_container() -> int:
+    """What the control group of a container leaves (Linux, cgroup v2); without a limit, any amount."""
+    try:
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no control group, or `max`, which is no limit
+        return sys.maxsize
+    return max(0, limit - used)

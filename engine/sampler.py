@@ -4,6 +4,7 @@ Random numbers are a function of (seed, choice index, position), from the counte
 al. 2011): the same seed gives the same tokens in any batch, and there is no generator state to keep.
 """
 
+import logging
 import math
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor
 from ostinato.engine.runner import StepLogits
 from ostinato.engine.stopping import stop_tokens
 from ostinato.engine.types import Chunk, Sampled, SamplingParams, Sequence, StepPlan, TokenLogprobs
+
+logger = logging.getLogger(__name__)
 
 
 class Sampler:
@@ -24,9 +27,17 @@ class Sampler:
     @torch.inference_mode()
     def __call__(self, logits: StepLogits, plan: StepPlan) -> list[Sampled]:
         return [
-            self._sample(logits.rows[start:stop], chunk)
+            self._sample_alone(logits.rows[start:stop], chunk)
             for chunk, (start, stop) in zip(plan.chunks, logits.spans, strict=True)
         ]
+
+    def _sample_alone(self, rows: Tensor, chunk: Chunk) -> Sampled:
+        """Whatever goes wrong with one sequence must not end the others."""
+        try:
+            return self._sample(rows, chunk)
+        except Exception as error:
+            logger.exception("sampling for %s failed", chunk.sequence.id)
+            return Sampled(error=f"sampling failed: {error}")
 
     def _sample(self, rows: Tensor, chunk: Chunk) -> Sampled:
         if rows.numel() and not math.isfinite(rows.sum()):
@@ -35,7 +46,10 @@ class Sampler:
         if not chunk.samples:
             return Sampled(prompt_logprobs=prompt_logprobs)
         sequence, raw = chunk.sequence, rows[-1]
-        token_id = choose(self._adjusted(raw, sequence), sequence)
+        adjusted = self._adjusted(raw, sequence)
+        if adjusted.max() == -math.inf:
+            return Sampled(error="no token may be chosen: all of them would stop the text before min_tokens")
+        token_id = choose(adjusted, sequence)
         count = sequence.params.logprobs
         return Sampled(
             token_id=token_id,
@@ -55,11 +69,12 @@ class Sampler:
 def penalized(row: Tensor, sequence: Sequence) -> Tensor:
     """Applies the repetition penalty, then the presence and frequency penalties, then the bias.
 
-    row: [V] fp32, left as it is. Sources: Keskar et al. 2019 (CTRL), section 4.1; OpenAI's API reference.
+    row: [V] fp32, left as it is. Sources: Keskar et al. 2019 (CTRL), section 4.1, in transformers' variant, which
+    multiplies negative logits instead of dividing them; OpenAI's API reference.
     """
     params = sequence.params
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({*sequence.prompt, *sequence.output}), dtype=torch.long)
+        seen = torch.tensor([*sequence.prompt_ids, *sequence.output_counts], dtype=torch.long)
         value, factor = row[seen], params.repetition_penalty
         row = row.index_copy(0, seen, torch.where(value > 0, value / factor, value * factor))
     if (params.presence_penalty or params.frequency_penalty) and sequence.output_counts:
@@ -77,7 +92,8 @@ def choose(row: Tensor, sequence: Sequence) -> int:
     params = sequence.params
     if params.temperature == 0.0:
         return int(row.argmax())
-    probabilities = torch.softmax(row.double() / params.temperature, dim=0)
+    # Relative to the best, so that no temperature, however small, can overflow.
+    probabilities = torch.softmax((row.double() - row.max().double()) / params.temperature, dim=0)
     ids, kept = truncated(probabilities, params)
     cumulative = kept.cumsum(0)
     draw = uniform(sequence.seed, sequence.index, len(sequence.output)) * float(cumulative[-1])
@@ -100,7 +116,7 @@ def truncated(probabilities: Tensor, params: SamplingParams) -> tuple[Tensor, Te
         ids, kept = ids[: params.top_k], kept[: params.top_k]
     if params.top_p < 1.0:
         mass = kept.cumsum(0)
-        count = int((mass - kept < params.top_p * _total(mass, params)).sum())
+        count = max(1, int((mass - kept < params.top_p * _total(mass, params)).sum()))
         ids, kept = ids[:count], kept[:count]
     if params.min_p > 0.0:
         count = int((kept >= params.min_p * kept[0]).sum())

@@ -32,6 +32,7 @@ class Scheduler:
         self._free = list(range(num_slots - 1, -1, -1))  # a stack: the slot used last is the one in cache
         self._waiting: list[tuple[int, int, Sequence]] = []  # sorted by priority, then arrival
         self._running: dict[str, Sequence] = {}  # in order of admission
+        self._ids: set[str] = set()  # of all unfinished sequences
         self._arrivals = 0
 
     @property
@@ -55,9 +56,13 @@ class Scheduler:
         return max(0, self.max_queue + self.num_free - self.num_waiting)
 
     def add(self, sequences: Items[Sequence]) -> None:
-        """Queues all of the sequences or, raising QueueFullError, none."""
+        """Queues all of the sequences or, raising QueueFullError or ValueError (an id is in use), none."""
+        ids = {sequence.id for sequence in sequences}
+        if len(ids) < len(sequences) or ids & self._ids:
+            raise ValueError(f"ids of sequences must be unique, got {sorted(ids)}")
         if len(sequences) > self.room():
             raise QueueFullError(f"the queue is full ({self.num_waiting} sequences wait)", retry_after=1.0)
+        self._ids |= ids
         for sequence in sequences:
             self._arrivals += 1
             bisect.insort(self._waiting, (sequence.priority, self._arrivals, sequence), key=lambda item: item[:2])
@@ -70,6 +75,7 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> int:
         """Forgets a sequence, running or waiting. Returns the slot that became free, or -1 if it had none."""
+        self._ids.discard(sequence.id)
         if self._running.pop(sequence.id, None) is None:
             self._waiting = [item for item in self._waiting if item[2] is not sequence]
         slot, sequence.slot = sequence.slot, -1

@@ -45,9 +45,7 @@ class Service:
         self.tokenizer = tokenizer
         self._engine = engine
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._incoming = 0  # sequences accepted that the engine has not queued yet
-        self._incoming_lock = threading.Lock()
-        self._streams: dict[str, EventStream] = {}
+        self._streams: dict[str, EventStream] = {}  # by sequence, of all that are accepted and have not ended
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._warm = threading.Event()
@@ -109,6 +107,8 @@ class Service:
         stream = EventStream(sequences, self._abort)
         self._streams.update((sequence.id, stream) for sequence in sequences)
         self._commands.put(lambda: self._add(sequences))
+        if self._dead:  # since the check above: nobody takes the command any more
+            self._fail_all()
         return stream
 
     async def drain(self, timeout: float) -> bool:
@@ -142,7 +142,7 @@ class Service:
             slots=scheduler.num_slots,
             slots_used=scheduler.num_slots - scheduler.num_free,
             running=scheduler.num_running,
-            waiting=scheduler.num_waiting + self._incoming,
+            waiting=max(0, len(self._streams) - scheduler.num_running),
             max_queue=scheduler.max_queue,
             prompt_tokens_total=self._tokens["prompt"],
             generated_tokens_total=self._tokens["generated"],
@@ -154,15 +154,16 @@ class Service:
     # On the event loop
 
     def _reserve(self, count: int) -> None:
-        scheduler = self._engine.scheduler
-        if count > scheduler.num_slots + scheduler.max_queue:
+        """Refuses what has no room. Only the event loop counts, so the engine's thread cannot come in between."""
+        slots, bound = self.info.slots, self.info.slots + self._engine.scheduler.max_queue
+        if count > bound:
             raise RequestError(f"{count} sequences in one request can never be queued here", "n")
-        with self._incoming_lock:
-            if count > scheduler.room() - self._incoming:
-                waiting = scheduler.num_waiting + self._incoming
-                wait = self._sequence_seconds * (waiting + count) / scheduler.num_slots
-                raise QueueFullError(f"the queue is full: {waiting} sequences wait", retry_after=max(1, ceil(wait)))
-            self._incoming += count
+        unfinished = len(self._streams)
+        if unfinished + count > bound:
+            wait = self._sequence_seconds * (unfinished + count - bound) / slots
+            raise QueueFullError(
+                f"the queue is full: {unfinished} sequences run or wait", retry_after=max(1, ceil(wait))
+            )
 
     def _abort(self, sequence: Sequence) -> None:
         self._commands.put(lambda: self._abort_now(sequence))
@@ -172,6 +173,8 @@ class Service:
             final = event.finish_reason is not None
             stream = self._streams.pop(event.sequence_id) if final else self._streams[event.sequence_id]
             stream.deliver(event)
+            if final:
+                self._sequence_seconds += 0.1 * (stream.age - self._sequence_seconds)
 
     def _fail_all(self) -> None:
         """The engine is dead: whatever it had, or was about to get, ends here."""
@@ -191,8 +194,7 @@ class Service:
         except BaseException:
             logger.critical("the engine's thread ends", exc_info=True)
             self._dead = True
-            if self._loop is not None and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._fail_all)
+            self._call_loop(self._fail_all)
 
     def _warm_up(self) -> None:
         """One token through the whole engine, so that the first user does not wait for caches and compilers."""
@@ -223,8 +225,6 @@ class Service:
     def _add(self, sequences: list[Sequence]) -> None:
         self._engine.add(sequences)
         self._tokens["prompt"] += sum(len(sequence.prompt) for sequence in sequences)
-        with self._incoming_lock:
-            self._incoming -= len(sequences)
 
     def _abort_now(self, sequence: Sequence) -> None:
         if sequence.finish_reason is None:
@@ -232,8 +232,19 @@ class Service:
 
     def _post(self, events: list[TokenEvent]) -> None:
         self._count(events)
-        if events and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._deliver, events)
+        if events and not self._call_loop(self._deliver, events):
+            for sequence in self._engine.scheduler.unfinished():  # nobody is left to hear of them
+                self._engine.abort(sequence)
+            self._streams.clear()
+
+    def _call_loop(self, function: Callable[..., None], *arguments: object) -> bool:
+        """Has the event loop call a function. Returns whether there is a loop that will."""
+        try:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(function, *arguments)
+            return self._loop is not None
+        except RuntimeError:  # the loop is closed
+            return False
 
     def _count(self, events: list[TokenEvent]) -> None:
         for event in events:

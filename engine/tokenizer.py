@@ -44,7 +44,8 @@ class Tokenizer(Protocol):
         """One more than the largest id; a model's output may have more rows than this (padding)."""
 
     @property
-    def bos_token_id(self) -> int | None: ...
+    def bos_token_id(self) -> int | None:
+        """What the tokenizer's files say."""
 
     @property
     def eos_token_id(self) -> int | None:

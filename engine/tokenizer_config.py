@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,14 @@ from typing import Any
 
 from ostinato.engine.chat_template import ChatTemplate
 from ostinato.engine.errors import TokenizerError
+from ostinato.models.errors import CheckpointError
+from ostinato.models.sources import read_optional_json
 
 CONFIG_FILE = "tokenizer_config.json"
 _MAP_FILE = "special_tokens_map.json"
 _TEMPLATE_FILE = "chat_template.jinja"
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+_MOST_DIGITS = 9  # of a token id
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
@@ -46,6 +48,7 @@ class TokenizerConfig:
 
     @property
     def template_source(self) -> str | None:
+        """Jinja text of the chat template."""
         return None if self.chat_template is None else self.chat_template.source
 
 
@@ -72,15 +75,10 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TokenizerError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path}: a JSON object expected, got {type(content).__name__}")
-    return content
+        return read_optional_json(path)
+    except CheckpointError as error:
+        raise TokenizerError(str(error)) from error
 
 
 def _special_tokens(config: Mapping[str, Any], path: Path) -> dict[str, str]:
@@ -116,7 +114,7 @@ def _added_tokens(config: Mapping[str, Any], path: Path) -> dict[int, AddedEntry
 
 
 def _token_id(key: str, where: str) -> int:
-    if not (key.isascii() and key.isdigit()):
+    if not (key.isascii() and key.isdigit() and len(key) <= _MOST_DIGITS):
         raise TokenizerError(f"{where}: {key!r} is not a token id")
     return int(key)
 

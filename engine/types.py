@@ -43,7 +43,7 @@ class SamplingParams:
     top_k: int = 0  # 0: off
     top_p: float = 1.0
     min_p: float = 0.0
-    repetition_penalty: float = 1.0  # over prompt and output (Keskar et al. 2019, section 4.1)
+    repetition_penalty: float = 1.0  # over prompt and output
     presence_penalty: float = 0.0  # over output, once per token seen
     frequency_penalty: float = 0.0  # over output, times its count
     logit_bias: Mapping[int, float] = field(default_factory=dict)
@@ -58,10 +58,11 @@ class SamplingParams:
     prompt_logprobs: int | None = None  # likewise for the prompt
 
     def __post_init__(self) -> None:
+        self._check_types()
         _check_range("temperature", self.temperature, 0.0, 100.0)
         _check_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _check_range("min_p", self.min_p, 0.0, 1.0)
-        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _check_range("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_range("top_k", self.top_k, 0, 2**31)
@@ -78,11 +79,19 @@ class SamplingParams:
         if any(not text for text in self.stop):
             raise RequestError("stop strings must not be empty", "stop")
 
+    def _check_types(self) -> None:
+        for name in ("top_k", "max_tokens", "min_tokens", "seed", "logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise RequestError(f"{name} must be an integer, got {value!r}", name)
+        if isinstance(self.stop, str):
+            raise RequestError(f"stop must be a tuple of strings, got the string {self.stop!r}", "stop")
+
 
 def _check_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     """NaN fails every comparison, so it is refused too."""
     if not (low < value <= high if open_low else low <= value <= high):
-        bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]"
+        bounds = f"{'(' if open_low else '['}{low}, {high}]"
         raise RequestError(f"{name} must be in {bounds}, got {value!r}", name)
 
 
@@ -109,13 +118,17 @@ class Sequence:
     seed: int  # the request's, or drawn at submission
     index: int = 0  # among the n choices of one request
     priority: int = 0  # lower is served first
-    arrival: float = 0.0  # seconds, monotonic clock
     text: TextStream | None = None  # None: token ids only
     output: list[int] = field(default_factory=list)
     output_counts: dict[int, int] = field(default_factory=dict)
     num_read: int = 0
     slot: int = -1
     finish_reason: FinishReason | None = None
+    prompt_ids: frozenset[int] = frozenset()  # only with a repetition penalty, which needs them in every step
+
+    def __post_init__(self) -> None:
+        if self.params.repetition_penalty != 1.0:
+            self.prompt_ids = frozenset(self.prompt)
 
     @property
     def num_tokens(self) -> int:
@@ -123,10 +136,12 @@ class Sequence:
 
     @property
     def num_unread(self) -> int:
+        """Tokens of the log that the state has not read."""
         return self.num_tokens - self.num_read
 
     @property
     def in_prefill(self) -> bool:
+        """Whether some of the prompt is still to be read."""
         return self.num_read < len(self.prompt)
 
     def unread_tokens(self, count: int) -> list[int]:
@@ -141,6 +156,7 @@ class Sequence:
         return len(self.output) + 1 > self.params.min_tokens
 
     def append(self, token_id: int) -> None:
+        """Takes a generated token into the log."""
         self.output.append(token_id)
         self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
 
@@ -160,6 +176,7 @@ class Chunk:
 
     @classmethod
     def of(cls, sequence: Sequence, length: int) -> Chunk:
+        """The next `length` tokens of a sequence, as it stands now."""
         params = sequence.params
         return cls(
             sequence,
@@ -174,10 +191,6 @@ class StepPlan:
     """What one step reads: the chunks, decode first. Empty when there is nothing to do."""
 
     chunks: tuple[Chunk, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(chunk.length for chunk in self.chunks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,11 @@ def causal_conv(
             f"causal_conv: x {tuple(x.shape)} {x.dtype}, weight {tuple(weight.shape)} and "
             f"tail {tuple(tail.shape)} {tail.dtype} do not fit"
         )
+    if bias is not None and bias.shape != x.shape[1:]:
+        raise ValueError(f"causal_conv: {x.shape[1]} channels need as many biases, got {tuple(bias.shape)}")
+    if not tail.is_contiguous():
+        raise ValueError("causal_conv: the tail must be contiguous, since it is updated in place")
+    weight = weight.contiguous()
     if use_native(x):
         y: Tensor = torch.ops.ostinato.causal_conv(x.contiguous(), weight, bias, tail, slots, starts, activate)
         return y

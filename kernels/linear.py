@@ -31,9 +31,7 @@ class Linear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.out_features, self.in_features = weight.shape
         self.dtype = weight.dtype
-        self.num_bytes = weight.numel() * weight.element_size()
         self._bias = None if bias is None else bias.float()
         self._prepacked = use_prepacked(weight)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()) if self._prepacked else weight
@@ -47,6 +45,7 @@ class Linear:
         if not self._prepacked:
             return F.linear(x, self._weight)
         rows = x.shape[0]
-        x = F.pad(x, (0, 0, 0, padded_rows(rows) - rows))
+        if missing := padded_rows(rows) - rows:
+            x = F.pad(x, (0, 0, 0, missing))
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
         return y[:rows]

@@ -5,14 +5,18 @@ the hash of the sources, the flags and the PyTorch version: a stale library is n
 into place in one step, so a compilation that was killed, or several at once, leave nothing half-made behind.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import ninja
 import torch
 from torch.utils import cpp_extension
 
@@ -34,6 +38,9 @@ _VECTOR_FLAGS = {
     "AVX2": ["-mavx2", "-mfma", "-mf16c", "-DCPU_CAPABILITY_AVX2"],
 }
 
+# ATen's parallel_for is OpenMP where PyTorch is built with it; the runtime is the one that PyTorch has loaded.
+_OPENMP = ["-fopenmp"] if torch.backends.openmp.is_available() and sys.platform == "linux" else []
+
 
 def instruction_set() -> str:
     """The level that ATen dispatches to here: AVX512, AVX2, or DEFAULT (which is NEON on ARM)."""
@@ -51,7 +58,7 @@ def cache_folder() -> Path:
 def _flags() -> list[str]:
     level = instruction_set()
     # Contraction into fused multiply-adds is written out where it is wanted: the compiler must not choose.
-    return ["-O3", "-ffp-contract=off", f"-DCPU_CAPABILITY={level}", *_VECTOR_FLAGS.get(level, [])]
+    return ["-O3", "-ffp-contract=off", f"-DCPU_CAPABILITY={level}", *_OPENMP, *_VECTOR_FLAGS.get(level, [])]
 
 
 def _library() -> Path:
@@ -62,12 +69,14 @@ def _library() -> Path:
 
 
 def _compile(library: Path) -> None:
+    """Raises RuntimeError or OSError."""
     library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder, _ninja_on_path():
         built = cpp_extension.load(
             name=library.stem.replace("-", "_"),
             sources=[str(SOURCES / "ops.cpp")],
             extra_cflags=_flags(),
+            extra_ldflags=_OPENMP,
             build_directory=folder,
             is_python_module=False,
             is_standalone=False,
@@ -76,12 +85,34 @@ def _compile(library: Path) -> None:
         os.replace(folder + "/finished", library)
 
 
+@contextlib.contextmanager
+def _ninja_on_path() -> Iterator[None]:
+    """PyTorch calls ninja by name, but a virtual environment that is not activated is not on the path."""
+    before = os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, before])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
+def _load_cached(library: Path) -> bool:
+    """Whether the library was there and whole; a damaged one is removed."""
+    if not library.exists():
+        return False
+    try:
+        torch.ops.load_library(library)
+    except OSError:
+        library.unlink()
+        return False
+    return True
+
+
 @functools.cache
 def load() -> str | None:
     """Registers the operators under `torch.ops.ostinato`. Returns None, or why they are not available."""
     library = _library()
-    if library.exists():
-        torch.ops.load_library(library)
+    if _load_cached(library):
         return None
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         return "no C++ compiler found (install g++ or clang)"

@@ -6,7 +6,8 @@ S is V-first, [V, K] per head; D scales it elementwise. Step and scan are the sa
 every sequence has one token.
 
     family    D                         a, b              k, v, q
-    Mamba     exp(step_t rate), [V,K]   none              B, step x, C    (H = 1, V channels, K state size)
+    Mamba     exp(step_t rate), [V,K]   none              B, step x, C    (H = 1, V channels, K state size; as in the
+                                                                          authors' code, B is discretized by Euler)
     GLA       factor per K              none              k, v, scaled q
     RWKV-7    factor per K              -kk, kk a         k, v, r
 """
@@ -34,9 +35,11 @@ def recurrence_ref(
 ) -> Tensor:
     """The equation above, token by token, for all sequences that have that many."""
     y = torch.empty_like(v)
-    lengths, rows = starts[1:] - starts[:-1], torch.where(slots >= 0, slots, state.shape[0]).long()
-    # One more row for padding, so that it has somewhere to read zeros and to write what is dropped.
-    padded = torch.cat([state, state.new_zeros((1, *state.shape[1:]))])
+    lengths, count = starts[1:] - starts[:-1], slots.numel()
+    # One more row for each sequence, so that padding has somewhere to read zeros and to write what is dropped.
+    spare = state.shape[0] + torch.arange(count, device=slots.device)
+    rows = torch.where(slots >= 0, slots, spare).long()
+    padded = torch.cat([state, state.new_zeros((count, *state.shape[1:]))])
     for t in range(int(lengths.max()) if lengths.numel() else 0):
         active = lengths > t
         at, row = (starts[:-1][active] + t).long(), rows[active]
@@ -76,8 +79,8 @@ def recurrence(
     decay: [T, H, K] factors, or rate [H, V, K] and step [T, H, V] for D = exp(step rate), or neither for D = 1;
     a, b: [T, H, K] for the delta term, or neither. Returns y: [T, H, V].
 
-    Sources: Gu and Dao 2023 (Mamba), equation 2; Yang et al. 2023 (GLA), equation 3; Peng et al. 2025 (RWKV-7),
-    equation 17.
+    Sources: Gu and Dao 2023 (Mamba), section 3; Yang et al. 2023 (GLA), section 4; Peng et al. 2025 (RWKV-7),
+    section 4.
     """
     check_packed(q.shape[0], slots, starts)
     _check_shapes(q, k, v, state, decay=decay, rate=rate, step=step, a=a, b=b)

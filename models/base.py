@@ -32,6 +32,7 @@ class StateSpec:
 
     @property
     def bytes_per_state(self) -> int:
+        """Bytes for one slot, all tensors."""
         return sum(tensor.num_bytes for tensor in self.tensors)
 
     @property

@@ -109,11 +109,11 @@ class Checkpoint:
         return name in self._file_of
 
     def shape(self, name: str, dims: int | None = None) -> tuple[int, ...]:
-        """Shape on disk. Raises CheckpointError if the tensor is missing or has not `dims` dimensions."""
+        """Shape on disk. Raises CheckpointError if the tensor is missing or has not `dims` dimensions above zero."""
         shape = self._info(name).shape
-        if dims is not None and len(shape) != dims:
+        if dims is not None and (len(shape) != dims or 0 in shape):
             raise CheckpointError(
-                f"{self._file_of[name].path}: tensor {name!r} has shape {shape}, expected {dims} dimensions"
+                f"{self._file_of[name].path}: tensor {name!r} has shape {shape}, expected {dims} dimensions, none empty"
             )
         return shape
 
@@ -143,13 +143,10 @@ class Checkpoint:
         return tensor
 
     def drop(self, *names: str) -> None:
-        """Consumes tensors unread, for those that a format declares obsolete. Absent ones are fine.
-
-        A name that ends with "." stands for every tensor whose name begins with it.
-        """
+        """Consumes tensors unread, for those that a format declares obsolete. Absent ones are fine."""
         for name in names:
-            for each in [left for left in self._left if left == name or (name[-1:] == "." and left.startswith(name))]:
-                self._consume(each)
+            if name in self._left:
+                self._consume(name)
 
     def close(self) -> None:
         """Releases the files. Raises CheckpointError if tensors are left that nothing consumed."""

@@ -7,6 +7,10 @@ from typing import Any
 
 from ostinato.models.errors import CheckpointError, UnsupportedModelError
 
+# No option of any model comes near it, and products of two such numbers are still exact enough to compare.
+_LARGEST = 10**9
+_MOST_SHOWN = 60
+
 
 class ConfigReader:
     """Reads values by key. A key that is absent or null takes the default; without one it is an error."""
@@ -15,43 +19,55 @@ class ConfigReader:
         self._values = values
         self._source = source
 
+    def has(self, key: str) -> bool:
+        """Whether the key is there and not null."""
+        return self._values.get(key) is not None
+
     def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer. Raises CheckpointError."""
+        """An integer from 1 to 10^9. Raises CheckpointError."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise CheckpointError(f"{self._source}: {key} must be a positive integer, found {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+            raise self._error(key, f"a positive integer up to {_LARGEST}", value)
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number. Raises CheckpointError."""
+        """A number of at most 10^9 either way. Raises CheckpointError."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise CheckpointError(f"{self._source}: {key} must be a finite number, found {value!r}")
+        # Compared before it is converted: a long integer is no float. NaN compares false.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
+            raise self._error(key, f"a finite number of at most {_LARGEST} either way", value)
         return float(value)
 
+    def positive(self, key: str, default: float | None = None) -> float:
+        """A number above zero, such as a norm's epsilon. Raises CheckpointError."""
+        value = self.number(key, default)
+        if value <= 0:
+            raise self._error(key, "above zero", value)
+        return value
+
     def optional_number(self, key: str) -> float | None:
-        """A finite number, or None when absent or null. Raises CheckpointError."""
-        return None if self._values.get(key) is None else self.number(key)
+        """As `number`, or None when absent or null. Raises CheckpointError."""
+        return self.number(key) if self.has(key) else None
 
     def flag(self, key: str, default: bool) -> bool:
         """true or false. Raises CheckpointError."""
         value = self._get(key, default)
         if not isinstance(value, bool):
-            raise CheckpointError(f"{self._source}: {key} must be true or false, found {value!r}")
+            raise self._error(key, "true or false", value)
         return value
 
     def section(self, key: str) -> "ConfigReader":
         """A nested object; empty when absent. Raises CheckpointError."""
         value = self._get(key, {})
         if not isinstance(value, dict):
-            raise CheckpointError(f"{self._source}: {key} must be an object, found {value!r}")
+            raise self._error(key, "an object", value)
         return ConfigReader(value, self._source)
 
-    def fraction_of(self, whole: int, key: str, default: float) -> int:
-        """`whole` times a number, as a positive integer. Raises CheckpointError."""
-        size = int(whole * self.number(key, default))
+    def fraction_of(self, whole: int, key: str, default: float, *, parts: int = 1) -> int:
+        """`whole` times a number, over `parts`, rounded down to a positive integer. Raises CheckpointError."""
+        size = int(whole * self.number(key, default) / parts)
         if size <= 0:
-            raise CheckpointError(f"{self._source}: {key} leaves no dimension of {whole}")
+            raise CheckpointError(f"{self._source}: {key} is too small: nothing is left of {whole / parts:g}")
         return size
 
     def exact_fraction_of(self, whole: int, key: str, default: float) -> int:
@@ -75,7 +91,7 @@ class ConfigReader:
         value = self._values.get(key)
         if value is not None and value not in served:
             wanted = " or ".join(repr(choice) for choice in served)
-            raise UnsupportedModelError(f"{self._source}: {key} = {value!r} is not supported (only {wanted})")
+            raise UnsupportedModelError(f"{self._source}: {key} = {_shown(value)} is not supported (only {wanted})")
 
     def _get(self, key: str, default: object) -> Any:
         value = self._values.get(key)
@@ -84,3 +100,11 @@ class ConfigReader:
         if value is None:
             raise CheckpointError(f"{self._source}: {key} is missing")
         return value
+
+    def _error(self, key: str, expected: str, value: object) -> CheckpointError:
+        return CheckpointError(f"{self._source}: {key} must be {expected}, found {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}... ({len(text)} characters)"

@@ -53,7 +53,6 @@ def read_config(checkpoint: Checkpoint) -> GLAConfig:
     hidden, heads = config.integer("hidden_size", 2048), config.integer("num_heads", 4)
     kv_heads = config.integer("num_kv_heads", heads)
     config.divide("num_kv_heads", heads, kv_heads)
-    hidden_ratio = config.number("hidden_ratio", 4)
     return GLAConfig(
         layers=config.integer("num_hidden_layers", 24),
         hidden=hidden,
@@ -61,13 +60,20 @@ def read_config(checkpoint: Checkpoint) -> GLAConfig:
         kv_heads=kv_heads,
         key=config.divide("num_heads", config.exact_fraction_of(hidden, "expand_k", 0.5), heads),
         value=config.divide("num_heads", config.exact_fraction_of(hidden, "expand_v", 1.0), heads),
-        mlp=config.integer("intermediate_size", 256 * math.ceil(int(hidden * hidden_ratio * 2 / 3) / 256)),
+        mlp=_mlp_size(config, hidden),
         vocab_size=config.integer("vocab_size", 32000),
-        norm_eps=config.number("norm_eps", 1e-6),
+        norm_eps=config.positive("norm_eps", 1e-6),
         gate_minimum=config.optional_number("clamp_min"),
         output_gate=config.flag("use_output_gate", True),
         tied=config.flag("tie_word_embeddings", False),
     )
+
+
+def _mlp_size(config: ConfigReader, hidden: int) -> int:
+    """Where it is not given: two thirds of `hidden_ratio` times the hidden size, up to a multiple of 256."""
+    if config.has("intermediate_size"):
+        return config.integer("intermediate_size")
+    return 256 * math.ceil(config.fraction_of(2 * hidden, "hidden_ratio", 4, parts=3) / 256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +139,15 @@ def _read_mixer(read: WeightReader, name: str, c: GLAConfig) -> GLAMixer:
 
 @dataclass(frozen=True, slots=True)
 class GLABlock:
+    """One layer: the mixer and the MLP, each behind a norm and with a residual connection."""
+
     mixer_norm: RMSNorm
     mixer: GLAMixer
     mlp_norm: RMSNorm
     mlp: GatedMLP
 
     def __call__(self, x: Tensor, batch: Packed, state: Tensor, dtype: torch.dtype) -> Tensor:
+        """x: [T, hidden] fp32; state as in `GLAMixer`; dtype: of the norms' outputs. Returns [T, hidden] fp32."""
         x = x + self.mixer(self.mixer_norm(x, dtype), batch, state)
         return x + self.mlp(self.mlp_norm(x, dtype))
 
@@ -166,19 +175,18 @@ class GLA:
         self._embedding = Embedding(read.matrix("model.embeddings.weight", c.vocab_size, c.hidden))
         self._blocks = [_read_block(read, f"model.layers.{i}", c) for i in range(c.layers)]
         self._norm = RMSNorm(read.tensor("model.norm.weight", c.hidden), c.norm_eps)
-        if c.tied and not checkpoint.has("lm_head.weight"):
-            self._head = Linear(self._embedding.weight)
-        else:
-            self._head = read.linear("lm_head.weight", c.vocab_size, c.hidden)
+        self._head = read.head("lm_head.weight", c.vocab_size, c.hidden, self._embedding, c.tied)
         self.weight_bytes = read.num_bytes
 
     def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
+        """See `Model.forward`."""
         x = self._embedding(tokens)
         for i, block in enumerate(self._blocks):
             x = block(x, batch, pool["recurrent"][i], self.dtype)
         return self._norm(x, self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """See `Model.logits`."""
         return self._head(hidden)
 
 

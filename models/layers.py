@@ -8,15 +8,32 @@ import torch
 from torch import Tensor
 
 from ostinato.kernels import rows
+from ostinato.kernels.dispatch import use_prepacked
 from ostinato.kernels.linear import Linear
 
 
 class TensorSource(Protocol):
     """Where weights are taken from: a Checkpoint, or one seen under other names."""
 
-    def has(self, name: str) -> bool: ...
-    def shape(self, name: str, dims: int | None = None) -> tuple[int, ...]: ...
-    def take(self, name: str, shape: tuple[int, ...]) -> Tensor: ...
+    def has(self, name: str) -> bool:
+        """Whether there is such a tensor, taken or not."""
+
+    def shape(self, name: str, dims: int | None = None) -> tuple[int, ...]:
+        """Its shape. Raises CheckpointError: missing, or not of `dims` dimensions."""
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor, once. Raises CheckpointError: missing, taken before, or of another shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """weight: [vocabulary, hidden] in the checkpoint's dtype. Lookup gives fp32, the dtype of the residual stream."""
+
+    weight: Tensor
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """tokens: [T] int64. Returns [T, hidden] fp32."""
+        return self.weight[tokens].float()
 
 
 @dataclass(slots=True)
@@ -24,6 +41,7 @@ class WeightReader:
     """Takes tensors out of a checkpoint and puts them where they are computed with.
 
     Matrices go to `dtype`; vectors (norms, biases, decays, mixes) to fp32, since they are small and rounding hurts.
+    What `source` raises passes through. `num_bytes` counts what was placed, and the copies made of it.
     """
 
     source: TensorSource
@@ -53,6 +71,14 @@ class WeightReader:
         """Several projections (name, out) of one input as a single product, outputs side by side."""
         return Linear(torch.cat([self.matrix(name, out, into) for name, out in parts]))
 
+    def head(self, name: str, rows: int, hidden: int, embedding: Embedding, tied: bool) -> Linear:
+        """The output projection [rows, hidden]: `embedding` itself if it is tied and `name` is not on disk."""
+        if not tied or self.source.has(name):
+            return self.linear(name, rows, hidden)
+        if use_prepacked(embedding.weight):  # reordered for the product, besides the one for lookup
+            self.num_bytes += embedding.weight.numel() * embedding.weight.element_size()
+        return Linear(embedding.weight)
+
     def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         # A copy, always: the checkpoint's memory map is closed after loading.
         placed = tensor.to(device=self.device, dtype=dtype, copy=True).contiguous()
@@ -68,6 +94,7 @@ class RMSNorm:
     eps: float
 
     def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """x: [..., D] fp32. Returns the same shape in `dtype`."""
         return rows.rms_norm(x, self.weight, self.eps, dtype)
 
 
@@ -80,6 +107,7 @@ class LayerNorm:
     eps: float
 
     def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """x: [..., D] or [..., H, D] fp32. Returns the same shape in `dtype`."""
         return rows.layer_norm(x, self.weight, self.bias, self.eps, dtype)
 
 
@@ -91,27 +119,19 @@ class GatedMLP:
     down: Linear
 
     def __call__(self, x: Tensor) -> Tensor:
+        """x: [T, hidden]. Returns [T, hidden] fp32."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(rows.silu(gate) * up)
 
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """x -> up(activation(down x)) + bias: the paper's loramlp."""
+    """x -> up(activation(down x)) + bias: `loramlp` of the RWKV-7 paper."""
 
     down: Linear
     up: Linear
 
     def __call__(self, x: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """x: [T, in]; no `activation` means none. Returns [T, out] fp32."""
         low = self.down(x)
         return self.up(low if activation is None else activation(low))
-
-
-@dataclass(frozen=True, slots=True)
-class Embedding:
-    """weight: [vocabulary, hidden] in the checkpoint's dtype. Lookup gives fp32, the dtype of the residual stream."""
-
-    weight: Tensor
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        return self.weight[tokens].float()

@@ -49,13 +49,13 @@ def read_hf_config(checkpoint: Checkpoint) -> MambaConfig:
     return MambaConfig(
         layers=config.integer("num_hidden_layers", 32),
         hidden=hidden,
-        inner=config.integer("intermediate_size", config.fraction_of(hidden, "expand", 2)),
+        inner=_inner_size(config, hidden),
         state=config.integer("state_size", 16),
         conv_width=config.integer("conv_kernel", 4),
         dt_rank=math.ceil(hidden / 16) if rank == "auto" else config.integer("time_step_rank"),
         vocab_size=vocab_size,
         vocab_rows=vocab_size,
-        norm_eps=config.number("layer_norm_epsilon", 1e-5),
+        norm_eps=config.positive("layer_norm_epsilon", 1e-5),
         projection_bias=config.flag("use_bias", False),
         conv_bias=config.flag("use_conv_bias", True),
         tied=config.flag("tie_word_embeddings", True),
@@ -63,8 +63,17 @@ def read_hf_config(checkpoint: Checkpoint) -> MambaConfig:
     )
 
 
+def _inner_size(config: ConfigReader, hidden: int) -> int:
+    if config.has("intermediate_size"):
+        return config.integer("intermediate_size")
+    return config.fraction_of(hidden, "expand", 2)
+
+
 def read_original_config(checkpoint: Checkpoint) -> MambaConfig:
-    """mamba_ssm's MambaConfig: the vocabulary is padded to a multiple; both embedding matrices are on disk."""
+    """mamba_ssm's MambaConfig: the vocabulary is padded to a multiple.
+
+    A tied output matrix is on disk all the same in the published files; where it is not, the embedding is it.
+    """
     config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
     config.only("rms_norm", True)
     config.only("d_intermediate", 0)
@@ -86,7 +95,7 @@ def read_original_config(checkpoint: Checkpoint) -> MambaConfig:
         norm_eps=1e-5,
         projection_bias=ssm.flag("bias", False),
         conv_bias=ssm.flag("conv_bias", True),
-        tied=False,
+        tied=config.flag("tie_embeddings", True),
         embedding_name="backbone.embedding.weight",
     )
 
@@ -168,19 +177,18 @@ class Mamba:
             for i in range(c.layers)
         ]
         self._norm = RMSNorm(read.tensor("backbone.norm_f.weight", c.hidden), c.norm_eps)
-        if c.tied and not checkpoint.has("lm_head.weight"):
-            self._head = Linear(self._embedding.weight)
-        else:
-            self._head = read.linear("lm_head.weight", c.vocab_rows, c.hidden)
+        self._head = read.head("lm_head.weight", c.vocab_rows, c.hidden, self._embedding, c.tied)
         self.weight_bytes = read.num_bytes
 
     def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
+        """See `Model.forward`."""
         x = self._embedding(tokens)
         for i, (norm, mixer) in enumerate(self._layers):
             x = x + mixer(norm(x, self.dtype), batch, pool["conv"][i], pool["ssm"][i])
         return self._norm(x, self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """See `Model.logits`."""
         return self._head(hidden)
 
 

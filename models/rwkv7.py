@@ -12,33 +12,18 @@ from ostinato.kernels.packed import token_shift
 from ostinato.kernels.recurrence import recurrence
 from ostinato.models.base import Packed, StateSpec, StateTensor, StateTensors
 from ostinato.models.checkpoint import Checkpoint
-from ostinato.models.config import ConfigReader
 from ostinato.models.layers import Embedding, LayerNorm, LowRank, WeightReader
+from ostinato.models.rwkv7_config import RWKV7Config, read_config
 
-DECAY_SCALE = math.exp(-0.5)  # the paper's bound on how fast a channel may forget, equation 8
-
-
-@dataclass(frozen=True, slots=True)
-class RWKV7Config:
-    """Sizes in elements. The low-rank sizes are read from the tensors: published configs are wrong about them."""
-
-    layers: int
-    hidden: int
-    head: int
-    ffn: int
-    vocab_size: int
-    norm_eps: float
-    head_norm_eps: float
-    tied: bool
-
-    @property
-    def heads(self) -> int:
-        return self.hidden // self.head
+DECAY_SCALE = math.exp(-0.5)  # the paper's bound on how fast a channel may forget (section 4)
 
 
 @dataclass(frozen=True, slots=True)
 class TimeMix:
-    """Section 4.1 of the paper. mix: [6, C] for r, w, k, v, a, g; key_norm, key_gate: [C]; bonus: [H, head]."""
+    """Section 4 of the paper, time mixing.
+
+    mix: [6, C] for r, w, k, v, a, g; key_norm, key_gate: [C]; bonus: [H, head].
+    """
 
     config: RWKV7Config
     mix: Tensor
@@ -97,13 +82,14 @@ class TimeMix:
 
 @dataclass(frozen=True, slots=True)
 class ChannelMix:
-    """Section 4.2 of the paper: value(relu(key(mixed x))^2). mix: [1, C]."""
+    """Section 4 of the paper, channel mixing: value(relu(key(mixed x))^2). mix: [1, C]."""
 
     mix: Tensor
     key: Linear
     value: Linear
 
     def __call__(self, x: Tensor, batch: Packed, shift: Tensor) -> Tensor:
+        """x: [T, C] in the model's dtype; shift: [slots, C]. Returns [T, C] fp32."""
         (xk,) = _mixed(x, shift, batch, self.mix)
         return self.value(self.key(xk).relu().square())
 
@@ -117,6 +103,8 @@ def _mixed(x: Tensor, shift: Tensor, batch: Packed, mix: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class RWKV7Block:
+    """One layer. The norms give the model's dtype; `RWKV7.forward` adds the residual connections."""
+
     time_norm: LayerNorm
     time: TimeMix
     channel_norm: LayerNorm
@@ -143,13 +131,11 @@ class RWKV7:
         self._embedding_norm = _read_norm(read, "model.layers.0.pre_norm", c.hidden, c.norm_eps)
         self._blocks = [_read_block(read, i, c) for i in range(c.layers)]
         self._norm = _read_norm(read, "model.norm", c.hidden, c.norm_eps)
-        if c.tied and not read.source.has("lm_head.weight"):
-            self._head = Linear(self._embedding.weight)
-        else:
-            self._head = read.linear("lm_head.weight", c.vocab_size, c.hidden)
+        self._head = read.head("lm_head.weight", c.vocab_size, c.hidden, self._embedding, c.tied)
         self.weight_bytes = read.num_bytes
 
     def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
+        """See `Model.forward`."""
         x = self._embedding_norm(self._embedding(tokens), torch.float32)
         v_first: Tensor | None = None
         for i, block in enumerate(self._blocks):
@@ -161,6 +147,7 @@ class RWKV7:
         return self._norm(x, self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """See `Model.logits`."""
         return self._head(hidden)
 
 
@@ -212,36 +199,6 @@ def _read_block(read: WeightReader, layer: int, c: RWKV7Config) -> RWKV7Block:
             key=read.linear(f"{name}.ffn.key.weight", c.ffn, c.hidden),
             value=read.linear(f"{name}.ffn.value.weight", c.hidden, c.ffn),
         ),
-    )
-
-
-def read_config(checkpoint: Checkpoint) -> RWKV7Config:
-    """fla's RWKV7Config. Options that change the mathematics and are not implemented are refused by name."""
-    config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
-    hidden, layers = config.integer("hidden_size", 2048), config.integer("num_hidden_layers", 24)
-    for key, *served in (
-        ("hidden_act", "sqrelu"),
-        ("attn", None),
-        ("norm_bias", True),
-        ("norm_first", True),
-        ("value_dim", hidden, [hidden] * layers),
-    ):
-        config.only(key, *served)
-    head = config.integer("head_dim", 64)
-    heads = config.divide("head_dim", hidden, head)
-    config.only("num_heads", heads)
-    computed_ffn = 32 * math.ceil(int(hidden * config.number("hidden_ratio", 4)) / 32)
-    ffn = config.integer("intermediate_size", computed_ffn)
-    norm_eps = config.number("norm_eps", 1e-5)
-    return RWKV7Config(
-        layers=layers,
-        hidden=hidden,
-        head=head,
-        ffn=ffn,
-        vocab_size=config.integer("vocab_size", 32000),
-        norm_eps=norm_eps,
-        head_norm_eps=norm_eps * head,
-        tied=config.flag("tie_word_embeddings", False),
     )
 
 

@@ -4,13 +4,16 @@ It is the fla layout under other names, with the low-rank matrices transposed, s
 from the shapes.
 """
 
+import re
+
 import torch
 from torch import Tensor
 
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.errors import CheckpointError
 from ostinato.models.layers import WeightReader
-from ostinato.models.rwkv7 import RWKV7, RWKV7Config
+from ostinato.models.rwkv7 import RWKV7
+from ostinato.models.rwkv7_config import RWKV7Config
 
 _TOP = {"model.embeddings": "emb", "model.norm": "ln_out", "lm_head": "head"}
 _PARTS = {
@@ -23,6 +26,7 @@ _PARTS = {
     "attn.o_proj": "att.output",
     "attn.g_norm": "att.ln_x",
 }
+_BLOCK_NUMBER = re.compile("[0-9]{1,9}")
 _LOW_RANK = {"0.weight": "1", "2.weight": "2", "2.bias": "0"}
 
 
@@ -50,13 +54,16 @@ class FlaView:
         self._checkpoint = checkpoint
 
     def has(self, name: str) -> bool:
+        """Whether the tensor is on disk, taken or not."""
         return self._checkpoint.has(original_name(name))
 
     def shape(self, name: str, dims: int | None = None) -> tuple[int, ...]:
+        """See `Checkpoint.shape`; of low-rank factors in the fla layout's orientation."""
         shape = self._checkpoint.shape(original_name(name), dims)
         return shape[::-1] if _is_transposed(name) else shape
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """See `Checkpoint.take`; low-rank factors come transposed, as views."""
         if _is_transposed(name):
             return self._checkpoint.take(original_name(name), shape[::-1]).T
         return self._checkpoint.take(original_name(name), shape)
@@ -72,7 +79,7 @@ def read_config(checkpoint: Checkpoint) -> RWKV7Config:
         )
     numbers = [name.split(".")[1] for name in checkpoint.names if name.startswith("blocks.")]
     return RWKV7Config(
-        layers=1 + max(int(number) for number in numbers if number.isdecimal()),
+        layers=1 + max(int(number) for number in numbers if _BLOCK_NUMBER.fullmatch(number)),
         hidden=hidden,
         head=head,
         ffn=checkpoint.shape("blocks.0.ffn.key.weight", 2)[0],
@@ -86,6 +93,6 @@ def read_config(checkpoint: Checkpoint) -> RWKV7Config:
 def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> RWKV7:
     """The layout of the files published at BlinkDL's repositories."""
     # Layer 0 has no earlier values to mix in, but some files carry the unused tensors for it.
-    checkpoint.drop(*(name for name in (f"blocks.0.att.v{i}" for i in range(3)) if checkpoint.has(name)))
+    checkpoint.drop(*(f"blocks.0.att.v{i}" for i in range(3)))
     read = WeightReader(FlaView(checkpoint), device, dtype)
     return RWKV7(read, read_config(checkpoint), checkpoint.architecture)

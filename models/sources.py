@@ -80,7 +80,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Bare `Infinity` and `NaN`, which real configurations contain, are read as floats.
 
     Raises:
-        CheckpointError: missing, not UTF-8 text, not JSON (names line and column), or not an object.
+        CheckpointError: missing, not UTF-8 text, not JSON (names line and column), nested too deeply, with an
+            integer of thousands of digits, or not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -94,6 +95,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno} column {error.colno}"
         ) from error
+    except ValueError as error:  # what Python says of an integer that is too long to convert
+        raise CheckpointError(f"{path} cannot be read: {str(error).partition(';')[0]}") from error
     except RecursionError:
         raise CheckpointError(f"{path} is nested too deeply") from None
     if not isinstance(value, dict):
@@ -165,7 +168,7 @@ def _read_index(index: Path) -> WeightFiles:
         shard_of[name] = index.parent / file
     paths = tuple(sorted(set(shard_of.values())))
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):  # unlike Path.exists, also of names that no file can have
             raise CheckpointError(f"{path} is missing, but {index.name} names it")
     for path in _shards(index.with_name(index.name.removesuffix(".index.json"))):
         if path not in paths:

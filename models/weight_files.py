@@ -48,10 +48,12 @@ class TensorInfo:
 
     @property
     def num_elements(self) -> int:
+        """1 for a scalar."""
         return torch.Size(self.shape).numel()
 
     @property
     def num_bytes(self) -> int:
+        """As stored."""
         return self.num_elements * self.dtype.itemsize
 
 
@@ -112,12 +114,14 @@ class SafetensorsFile:
             raise self._damaged(error) from error
 
     def load(self, name: str) -> torch.Tensor:
+        """See `WeightFile.load`."""
         try:
             return self._file.get_tensor(name)
         except (SafetensorError, OSError, RuntimeError) as error:
             raise self._damaged(error) from error
 
     def release(self) -> None:
+        """See `WeightFile.release`."""
         self._file.__exit__(None, None, None)
 
     def _info(self, name: str) -> TensorInfo:
@@ -143,9 +147,11 @@ class TorchFile:
         }
 
     def load(self, name: str) -> torch.Tensor:
+        """See `WeightFile.load`."""
         return self._entries[name]
 
     def release(self) -> None:
+        """See `WeightFile.release`."""
         self._entries = {}
 
 

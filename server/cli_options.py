@@ -10,7 +10,7 @@ import typer
 from ostinato.server.units import parse_bytes
 
 DEMO = "demo"
-DEFAULT_DEMO = "gla"
+DEFAULT_DEMO = "rwkv7"
 
 
 def parse_size(text: str) -> int:

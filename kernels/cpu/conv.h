@@ -1,6 +1,7 @@
 // Causal depthwise convolution over packed sequences, with the last W-1 inputs of every sequence kept by slot.
 #pragma once
 
+#include "packed.h"
 #include "rows.h"
 
 namespace ostinato {
@@ -36,6 +37,7 @@ void conv_rows(const T* x, const float* weight, const float* bias, T* tail, cons
 inline at::Tensor causal_conv_op(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
                                  const at::Tensor& tail, const at::Tensor& slots, const at::Tensor& starts,
                                  bool activate) {
+  check_packed(slots, starts, tail.size(0), x.size(0));
   at::Tensor y = at::empty(x.sizes(), x.options().dtype(at::kFloat));
   with_dtype(x.scalar_type(), [&](auto type) {
     using T = decltype(type);

@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "packed.h"
 #include "rows.h"
 
 namespace ostinato {
@@ -77,6 +78,7 @@ inline at::Tensor recurrence_op(const at::Tensor& q, const at::Tensor& k, const 
                                 const at::Tensor& slots, const at::Tensor& starts,
                                 const std::optional<at::Tensor>& decay, const std::optional<at::Tensor>& step,
                                 const std::optional<at::Tensor>& a, const std::optional<at::Tensor>& b) {
+  check_packed(slots, starts, state.size(0), q.size(0));
   at::Tensor y = at::empty_like(v);
   const Recurrence p{q.const_data_ptr<float>(), k.const_data_ptr<float>(), v.const_data_ptr<float>(),
                      data_or_null(decay), data_or_null(step), data_or_null(a), data_or_null(b),

@@ -16,6 +16,9 @@ constexpr int64_t kElementsPerTask = 16384;
 
 inline int64_t rows_per_task(int64_t width) { return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, width)); }
 
+// Rows over the last dimension; none where rows have no elements.
+inline int64_t num_rows(const at::Tensor& x) { return x.numel() ? x.numel() / x.size(-1) : 0; }
+
 template <typename F>
 at::Tensor map_elements(const at::Tensor& x, F f) {
   at::Tensor y = at::empty_like(x);
@@ -39,7 +42,7 @@ inline at::Tensor exp_op(const at::Tensor& x) { return map_elements(x, [](Vec v)
 inline at::Tensor softplus_op(const at::Tensor& x) { return map_elements(x, [](Vec v) { return softplus(v); }); }
 
 inline at::Tensor row_dot_op(const at::Tensor& x, const at::Tensor& y) {
-  const int64_t width = x.size(-1), rows = x.numel() / width;
+  const int64_t width = x.size(-1), rows = num_rows(x);
   at::Tensor out = at::empty({rows}, x.options());
   const float *px = x.const_data_ptr<float>(), *py = y.const_data_ptr<float>();
   float* po = out.mutable_data_ptr<float>();
@@ -101,7 +104,7 @@ inline at::Tensor rms_norm_op(const at::Tensor& x, const at::Tensor& weight, dou
   at::Tensor y = at::empty(x.sizes(), x.options().dtype(dtype));
   with_dtype(dtype, [&](auto type) {
     rms_norm_rows(x.const_data_ptr<float>(), weight.const_data_ptr<float>(), y.mutable_data_ptr<decltype(type)>(),
-                  x.numel() / x.size(-1), x.size(-1), eps);
+                  num_rows(x), x.size(-1), eps);
   });
   return y;
 }
@@ -111,8 +114,8 @@ inline at::Tensor layer_norm_op(const at::Tensor& x, const at::Tensor& weight, c
   at::Tensor y = at::empty(x.sizes(), x.options().dtype(dtype));
   with_dtype(dtype, [&](auto type) {
     layer_norm_rows(x.const_data_ptr<float>(), weight.const_data_ptr<float>(), bias.const_data_ptr<float>(),
-                    y.mutable_data_ptr<decltype(type)>(), x.numel() / x.size(-1), weight.numel() / x.size(-1),
-                    x.size(-1), eps);
+                    y.mutable_data_ptr<decltype(type)>(), num_rows(x), std::max<int64_t>(1, num_rows(weight)), x.size(-1),
+                    eps);
   });
   return y;
 }

@@ -86,7 +86,11 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule()
     def step(self) -> None:
+        waiting = [sequence for sequence in self.unfinished() if sequence.slot < 0]
         self.record(self.engine.step())
+        admitted = [s.priority for s in waiting if s.slot >= 0 or s.finish_reason is not None]
+        passed_over = [s.priority for s in waiting if s.slot < 0 and s.finish_reason is None]
+        assert max(admitted, default=-9) <= min(passed_over, default=9), "someone more urgent was passed over"
 
     @precondition(lambda self: self.engine.scheduler.num_running)
     @rule()

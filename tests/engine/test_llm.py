@@ -1,11 +1,13 @@
 """Offline generation, and loading: real (tiny) models end to end."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from ostinato.engine import loading
 from ostinato.engine.config import EngineConfig
 from ostinato.engine.errors import CapacityError, RequestError, TextNeedsTokenizerError, UnsupportedModelError
 from ostinato.engine.llm import LLM
@@ -118,6 +120,7 @@ def test_capacity_is_computed_from_bytes() -> None:
     [
         ({"dtype": "int8"}, "dtype must be one of"),
         ({"device": "abacus"}, "cannot be used"),
+        ({"device": "meta"}, "only cpu and cuda"),
         ({"max_batch": 0}, "max_batch must be at least 1"),
         ({"max_batch": 16, "max_step_tokens": 16}, "must be larger than max_batch"),
         ({"state_memory": 0}, "state_memory must be at least 1"),
@@ -139,3 +142,37 @@ def test_the_checkpoints_dtype_is_the_default() -> None:
     assert small("gla", dtype="auto").info.dtype == ("bfloat16" if bf16 else "float32")
     assert small("mamba_orig", dtype="auto").info.dtype == "float32"  # fp16 on disk
     assert EngineConfig(model="x").dtype == "auto"
+
+
+def test_an_open_stream_is_not_disturbed() -> None:
+    llm = small("gla")
+    params = SamplingParams(max_tokens=5, temperature=0.0, ignore_eos=True)
+    expected = llm.generate([[1, 2]], params)[0].token_ids
+    stream = llm.stream([1, 2], params)
+    found = list(next(stream).token_ids)
+    with pytest.raises(RuntimeError, match="still open"):
+        llm.generate([[3]], params)
+    found += [token for event in stream for token in event.token_ids]
+    assert found == expected
+
+
+def test_one_text_instead_of_a_list_is_refused() -> None:
+    with pytest.raises(TypeError, match="must be a list"):
+        small("gla").generate("The river")
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_free_memory", lambda device: 1000)
+    with pytest.raises(CapacityError, match="the weights need"):
+        small("gla")
+
+
+def test_a_containers_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(loading, "CGROUP", tmp_path)
+    assert loading._free_in_container() == sys.maxsize
+    (tmp_path / "memory.current").write_text("600\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert loading._free_in_container() == sys.maxsize
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert loading._free_in_container() == 400
+    assert loading._free_memory(torch.device("cpu")) == 400

@@ -13,6 +13,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from ostinato.engine.errors import RequestError
 from ostinato.engine.runner import StepLogits
 from ostinato.engine.sampler import Sampler, choose, penalized, token_logprobs, truncated, uniform
 from ostinato.engine.types import Chunk, SamplingParams, Sequence, StepPlan
@@ -205,3 +206,58 @@ def test_logits_that_are_not_finite_fail_their_own_sequence_only(bad: float) -> 
     assert "not finite" in first.error
     assert second.error is None
     assert second.token_id == int(logits(2).argmax())
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(top_k=3, top_p=5e-324),
+        SamplingParams(top_p=5e-324),
+        SamplingParams(temperature=1e-308, top_k=3),
+        SamplingParams(temperature=1e-308, min_p=0.5),
+        SamplingParams(temperature=5e-324),
+    ],
+    ids=str,
+)
+def test_extreme_values_come_down_to_the_most_likely(params: SamplingParams) -> None:
+    for seed in range(10):
+        row = logits(seed)[0]
+        assert choose(row, sequence(params, seed=seed)) == int(row.argmax())
+
+
+def test_extreme_penalties_stay_finite() -> None:
+    row = logits(2) * 1000
+    for penalty in (0.01, 100.0):
+        params = SamplingParams(repetition_penalty=penalty, top_k=3)
+        found = run([row], [Chunk.of(sequence(params, prompt=tuple(range(50)), output=(3,)), 1)])[0]
+        assert found.error is None
+
+
+def test_when_every_token_would_stop_too_early_the_sequence_fails_alone() -> None:
+    params = SamplingParams(min_tokens=3, top_k=2, stop_token_ids=frozenset(range(VOCABULARY)))
+    chunks = [Chunk.of(sequence(params), 1), Chunk.of(sequence(SamplingParams(temperature=0.0)), 1)]
+    first, second = run([logits(1), logits(2)], chunks)
+    assert "no token may be chosen" in first.error
+    assert second.token_id == int(logits(2).argmax())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"repetition_penalty": 1e-38}, r"repetition_penalty must be in \[0.01, 100.0\]"),
+        ({"seed": 2**63}, "seed must be in .*9223372036854775807"),
+        ({"seed": 1.5}, "seed must be an integer"),
+        ({"max_tokens": True}, "max_tokens must be an integer"),
+        ({"stop": "abc"}, "tuple of strings"),
+        ({"stop": ("",)}, "must not be empty"),
+        ({"temperature": math.nan}, "temperature must be in"),
+        ({"top_p": 0.0}, r"top_p must be in \(0.0, 1.0\]"),
+        ({"min_tokens": 17}, "min_tokens must be in"),
+        ({"logprobs": 21}, "logprobs must be in"),
+        ({"logit_bias": {1: 101.0}}, "logit_bias must be in"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(values: dict, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        SamplingParams(**values)
+    assert caught.value.field == next(iter(values))

@@ -96,3 +96,15 @@ def test_removing_frees_the_slot_of_a_running_sequence_and_forgets_a_waiting_one
 def test_a_budget_that_could_starve_prompts_is_refused() -> None:
     with pytest.raises(ValueError, match="starves prompts"):
         Scheduler(8, 8, 0)
+
+
+def test_ids_in_use_are_refused_and_may_be_used_again_later() -> None:
+    scheduler = Scheduler(2, 8, 8)
+    first = sequence("a")
+    scheduler.add([first])
+    for again in ([sequence("a")], [sequence("b"), sequence("b")]):
+        with pytest.raises(ValueError, match="must be unique"):
+            scheduler.add(again)
+    scheduler.remove(first)
+    scheduler.add([sequence("a")])
+    assert scheduler.num_waiting == 1

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -10,8 +11,10 @@ from ostinato.engine.errors import EngineStoppedError, QueueFullError, RequestEr
 from ostinato.engine.event_stream import EventStream
 from ostinato.engine.service import Service
 from ostinato.engine.types import FinishReason, SamplingParams, StepPlan, TokenEvent
+from ostinato.engine.world_tokenizer import WorldTokenizer
 from tests.fakes import Gate, ScriptedRunner, next_token, scripted_service
 
+GOLDENS = Path(__file__).parents[1] / "goldens"
 GREEDY = SamplingParams(temperature=0.0, max_tokens=5)
 ENDLESS = SamplingParams(temperature=0.0, max_tokens=10**6)
 
@@ -92,13 +95,11 @@ async def test_choices_of_one_seed_differ_and_repeat() -> None:
 
 
 @test
-async def test_closing_a_stream_frees_its_slots_within_one_step() -> None:
-    steps_at_close = []
+async def test_closing_a_stream_frees_its_slots() -> None:
     runner = ScriptedRunner()
     async with running(runner) as service:
         stream = service.submit("r", [(1,)], ENDLESS, n=2)
         await anext(stream)
-        steps_at_close.append(runner.steps)
         await stream.aclose()
         await eventually(lambda: service.stats().slots_used == 0)
         assert not runner.states
@@ -232,3 +233,69 @@ async def test_a_model_whose_first_step_fails_is_never_ready() -> None:
     await eventually(lambda: not service.healthy)
     assert not service.ready
     await service.stop()
+
+
+@test
+async def test_text_that_cannot_be_made_fails_its_own_sequence_only() -> None:
+    class Broken(WorldTokenizer):
+        def piece(self, token_id: int, *, first: bool = False) -> bytes:
+            if token_id == poison:
+                raise RuntimeError("no such piece")
+            return super().piece(token_id, first=first)
+
+    tokenizer = Broken(GOLDENS / "rwkv7_pth" / "rwkv_vocab_v20230424.txt")
+    poison = continuation([1], 3)[-1]
+    service = scripted_service(tokenizer=tokenizer)
+    service.start()
+    await eventually(lambda: service.ready)
+    bad, good = service.submit("bad", [(1,)], GREEDY), service.submit("good", [(2,)], GREEDY)
+    assert (await collect(bad))[-1].error == "no such piece"
+    assert (await collect(good))[-1].finish_reason == FinishReason.LENGTH
+    assert service.healthy
+    await service.stop()
+
+
+@test
+async def test_sampling_that_fails_ends_its_own_sequence_only() -> None:
+    everything = frozenset(range(256))
+    impossible = SamplingParams(temperature=0.0, max_tokens=5, min_tokens=3, stop_token_ids=everything)
+    async with running() as service:
+        bad, good = service.submit("bad", [(1,)], impossible), service.submit("good", [(2,)], GREEDY)
+        assert "no token may be chosen" in str((await collect(bad))[-1].error)
+        assert tokens(await collect(good)) == continuation([2], 5)
+
+
+@test
+async def test_admission_never_accepts_more_than_there_is_room_for() -> None:
+    """Slots and queue are counted where requests arrive, so what the engine does meanwhile cannot matter."""
+    gate = Gate()
+    async with running(ScriptedRunner(before_step=gate), slots=2, max_queue=3) as service:
+        streams = []
+        for i in range(5):
+            streams.append(service.submit(f"r{i}", [(1 + i,)], GREEDY))
+            await asyncio.sleep(0.01)
+        for i in range(3):
+            with pytest.raises(QueueFullError):
+                service.submit(f"late{i}", [(1,)], GREEDY)
+            await asyncio.sleep(0.01)
+        gate.open()
+        for i, stream in enumerate(streams):
+            assert tokens(await collect(stream)) == continuation([1 + i], 5)
+        assert service.healthy
+
+
+def test_a_loop_that_closes_leaves_nothing_running() -> None:
+    service = scripted_service()
+    service.start()
+
+    async def start_and_leave() -> None:
+        await eventually(lambda: service.ready)
+        await anext(service.submit("r", [(1,)], ENDLESS))
+
+    async def check_and_stop() -> None:
+        await eventually(lambda: service.stats().slots_used == 0)
+        assert service.healthy
+        await service.stop()
+
+    asyncio.run(start_and_leave())
+    asyncio.run(check_and_stop())

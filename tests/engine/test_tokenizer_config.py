@@ -17,6 +17,10 @@ BAD_CONFIGS: dict[str, tuple[Change, str]] = {
         lambda c: c.update(added_tokens_decoder={"x": {"content": "a"}}),
         r"added_tokens_decoder: 'x' is not a token id",
     ),
+    "added long id": (
+        lambda c: c.update(added_tokens_decoder={"9" * 5000: {"content": "a"}}),
+        r"added_tokens_decoder: '9+' is not a token id",
+    ),
     "added elsewhere": (
         lambda c: c.update(added_tokens_decoder={"5": {"content": "</s>"}}),
         r"token '</s>' has id 5, but 2 in",
@@ -45,10 +49,19 @@ def test_a_wrong_configuration_is_named(tmp_path: Path, change: Change, message:
 
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
-@pytest.mark.parametrize(("content", "message"), [("{", "not readable as JSON"), ("[]", "a JSON object expected")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not valid JSON: .* line 1 column 2"),
+        ("[]", "must hold a JSON object, found a list"),
+        ('{"a":' * 200_000, "is nested too deeply"),
+        ('{"a": ' + "9" * 5000 + "}", "cannot be read: .*5000 digits"),
+    ],
+    ids=["cut off", "list", "nested", "long integer"],
+)
 def test_a_damaged_configuration_is_named(tmp_path: Path, file: str, content: str, message: str) -> None:
     (copy("gla", tmp_path) / file).write_text(content, encoding="utf-8")
-    with pytest.raises(TokenizerError, match=f"{file}: {message}"):
+    with pytest.raises(TokenizerError, match=f"{file} {message}"):
         find_tokenizer(tmp_path)
 
 

@@ -31,13 +31,14 @@ def pack(lengths: list[int], slots: list[int]) -> Batch:
 
 
 def random_batch(generator: torch.Generator) -> Batch:
-    """1 to 6 sequences of 0 to 40 tokens, mostly short, one of them perhaps padding; at least one token."""
+    """1 to 6 sequences of 0 to 40 tokens, mostly short, some of them padding; at least one token."""
     count = int(torch.randint(1, 7, (), generator=generator))
     lengths = [int(torch.randint(0, (2, 5, 41)[i % 3], (), generator=generator)) for i in range(count)]
     lengths[0] = max(1, lengths[0])
     slots = torch.randperm(SLOTS, generator=generator)[:count].tolist()
-    if count > 1 and torch.rand((), generator=generator) < 0.5:
-        slots[-1] = -1
+    for i in range(1, count):
+        if torch.rand((), generator=generator) < 0.3:
+            slots[i] = -1
     return pack(lengths, slots)
 
 

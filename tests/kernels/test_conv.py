@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from ostinato.kernels.conv import causal_conv, causal_conv_ref
 from ostinato.kernels.packed import token_shift
+from ostinato.kernels.recurrence import recurrence
 from tests.kernels.random_batches import SLOTS, pack, random_batch, relative_error, uniform
 
 
@@ -82,8 +83,37 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         causal_conv(x, torch.ones(4, 4), None, torch.zeros(1, 2, 4), batch.slots, batch.starts)
     with pytest.raises(ValueError, match="do not fit"):
         causal_conv(x, torch.ones(4, 4), None, torch.zeros(1, 3, 4, dtype=torch.bfloat16), batch.slots, batch.starts)
+    with pytest.raises(ValueError, match="as many biases"):
+        causal_conv(x, torch.ones(4, 4), torch.ones(1), torch.zeros(1, 3, 4), batch.slots, batch.starts)
+    with pytest.raises(ValueError, match="must be contiguous"):
+        causal_conv(x, torch.ones(4, 4), None, torch.zeros(1, 4, 3).transpose(1, 2), batch.slots, batch.starts)
     with pytest.raises(TypeError, match="its memory"):
         token_shift(x, torch.zeros(1, 4, dtype=torch.bfloat16), batch.slots, batch.starts)
     empty = pack([], [])
     with pytest.raises(ValueError, match="belong to no sequence"):
         token_shift(x, torch.zeros(1, 4), empty.slots, empty.starts)
+
+
+@pytest.mark.parametrize(
+    ("slots", "starts", "message"),
+    [([1], [0, 2], "slot 1 is not in a pool of 1"), ([-2], [0, 2], "slot -2"), ([0], [0, 1], "from 0 to 2")],
+)
+def test_slots_and_starts_that_would_leave_memory_are_refused(
+    slots: list[int], starts: list[int], message: str
+) -> None:
+    where = (torch.tensor(slots, dtype=torch.int32), torch.tensor(starts, dtype=torch.int32))
+    with pytest.raises(RuntimeError, match=message):
+        causal_conv(torch.ones(2, 4), torch.ones(4, 4), None, torch.zeros(1, 3, 4), *where)
+    q = torch.ones(2, 1, 4)
+    with pytest.raises(RuntimeError, match=message):
+        recurrence(q, q, q, torch.zeros(1, 1, 4, 4), *where)
+
+
+def test_a_transposed_weight_is_the_same_weight() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, batch = uniform(generator, 9, 5), uniform(generator, 5, 4), pack([9], [0])
+    found, expected = (
+        causal_conv(x, w, None, torch.zeros(1, 3, 5), batch.slots, batch.starts)
+        for w in (weight.T, weight.T.contiguous())
+    )
+    assert torch.equal(found, expected)

@@ -41,6 +41,25 @@ def test_a_library_in_the_cache_needs_no_compiler(monkeypatch: pytest.MonkeyPatc
     assert [path.parent for path in loaded] == [tmp_path]
 
 
+def test_a_damaged_library_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    library = tmp_path / native._library().name
+    library.write_bytes(b"half a file")
+    monkeypatch.setenv("OSTINATO_CACHE", str(tmp_path))
+    compiled: list[Path] = []
+    monkeypatch.setattr(native, "_compile", compiled.append)
+    assert load_afresh() is None
+    assert compiled == [library]
+    assert not library.exists()
+
+
+def test_ninja_is_found_in_an_environment_that_is_not_activated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with native._ninja_on_path():
+        found = shutil.which("ninja")
+    assert found is not None
+    assert shutil.which("ninja") is None
+
+
 def test_a_failed_compilation_is_reported_and_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -41,6 +41,11 @@ CONFIG_CASES = [
     BadCase("config_not_an_object", bad.config_text("[1]"), r"config\.json must hold a JSON object, found a list"),
     BadCase("config_not_utf8", bad.config_text(b'{"a": "\xff"}'), r"config\.json is not UTF-8 text: byte 7"),
     BadCase("config_nested_too_deeply", bad.config_text("[" * 200_000), r"config\.json is nested too deeply"),
+    BadCase(
+        "config_integer_of_5000_digits",
+        bad.config_text('{"a": ' + "9" * 5000 + "}"),
+        r"config\.json cannot be read: .*5000 digits$",
+    ),
     BadCase("config_is_a_folder", bad.config_is_folder, r"config\.json cannot be read: Is a directory"),
     BadCase("no_architecture", bad.config(architectures=None, ssm_cfg=None), r"config\.json names no architecture"),
     BadCase(
@@ -110,6 +115,11 @@ LAYOUT_CASES = [
         "shard_missing",
         bad.sharded(lambda folder, weight_map: (folder / bad.SHARDS[1]).unlink()),
         rf"{bad.SHARDS[1]} is missing, but {INDEX_FAULT} names it",
+    ),
+    BadCase(
+        "shard_name_too_long",
+        bad.sharded(lambda folder, weight_map: weight_map.update({EMBEDDING: "a" * 5000})),
+        rf"/a{{5000}} is missing, but {INDEX_FAULT} names it",
     ),
     BadCase(
         "shard_not_in_index",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -114,12 +115,58 @@ CONFIG_CASES = [
         ),
     ]
 ]
+
+
+def _number(golden: str, key: str, value: float | int, message: str, **changes: object) -> BadCase:
+    shown = f"{value:.0e}" if abs(value) > 1e300 else str(value)
+    message = rf"{golden}/config\.json: {key} {message}"
+    return BadCase(f"{golden}_{key}_{shown}", bad.config(**{key: value}, **changes), message, golden)
+
+
+EPSILONS = [("mamba_hf", "layer_norm_epsilon"), ("gla", "norm_eps"), ("rwkv7_fla", "norm_eps")]
+SIZES = [
+    ("mamba_hf", "expand"),
+    ("gla", "expand_k"),
+    ("gla", "expand_v"),
+    ("gla", "hidden_ratio"),
+    ("rwkv7_fla", "hidden_ratio"),
+]
+FFN_SIZE = {"intermediate_size": None}
+NUMBER_CASES = [
+    *(_number(*key, 10**305, r"must be a finite number .*, found 10{59}\.\.\. \(306") for key in EPSILONS),
+    *(_number(*key, value, "must be above zero") for key in EPSILONS for value in (0, -1e-5)),
+    *(_number(*key, 1e308, r"must be a finite number .*1e\+308", **FFN_SIZE) for key in SIZES),
+    *(_number(*key, 0.001, "is too small|makes 0", **FFN_SIZE) for key in SIZES),
+    _number("gla", "clamp_min", -1e308, "must be a finite number"),
+    _number("rwkv7_fla", "num_hidden_layers", 10**305, "must be a positive integer"),
+    _number("gla", "hidden_size", 10**10, "must be a positive integer up to 1000000000, found 10000000000"),
+    BadCase(
+        "mamba_orig_expand_too_large",
+        bad.config(ssm_cfg={"expand": 1e308}),
+        r"mamba_orig/config\.json: expand must be a finite number",
+        "mamba_orig",
+    ),
+]
+NOT_TIED = BadCase(
+    "mamba_orig_no_head_but_not_tied",
+    lambda folder: bad.saved(BIN, lambda t: {n: v for n, v in t.items() if n != "lm_head.weight"})(
+        Path(bad.config(tie_embeddings=False)(folder))
+    ),
+    rf"{BIN}: tensor 'lm_head\.weight' is missing",
+    "mamba_orig",
+)
 LOW_RANK = "model.layers.1.attn.w_lora.lora.0.weight"
 LOW_RANK_SCALAR = BadCase(
     "rwkv7_fla_low_rank_scalar",
     bad.saved(SAFETENSORS, lambda t: {**t, LOW_RANK: torch.zeros(())}),
     rf"model\.safetensors: tensor '{LOW_RANK}' has shape \(\)",
     "rwkv7_fla",
+)
+BLOCK_OF_5000_DIGITS = BadCase(
+    "pth_block_of_5000_digits",
+    bad.saved(PTH, lambda t: {**t, f"blocks.{'9' * 5000}.att.k_k": torch.zeros(1)}),
+    rf"{PTH} holds tensors .*no place for \(1\): 'blocks\.9",
+    "rwkv7_pth",
 )
 NO_SUCH_BLOCK = BadCase(
     "pth_block_without_number",
@@ -132,4 +179,7 @@ LOADING_CASES = [
     *CONFIG_CASES,
     LOW_RANK_SCALAR,
     NO_SUCH_BLOCK,
+    BLOCK_OF_5000_DIGITS,
+    NOT_TIED,
+    *NUMBER_CASES,
 ]

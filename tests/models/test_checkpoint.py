@@ -158,7 +158,7 @@ def test_taking_consumes(numbers: Path) -> None:
         assert checkpoint.shape("a") == (2, 3)
         with pytest.raises(CheckpointError, match="tensor 'a' was taken before"):
             checkpoint.take("a", (2, 3))
-        checkpoint.drop("b.")
+        checkpoint.drop("b.x", "b.y")
 
 
 def test_a_refused_tensor_is_not_consumed(numbers: Path) -> None:
@@ -177,6 +177,13 @@ def test_number_of_dimensions(numbers: Path) -> None:
     checkpoint.release()
 
 
+def test_an_empty_dimension_gives_no_size(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(make_folder(tmp_path, {"a": torch.ones(2, 0)}))
+    with pytest.raises(CheckpointError, match=r"'a' has shape \(2, 0\), expected 2 dimensions, none empty"):
+        checkpoint.shape("a", 2)
+    checkpoint.release()
+
+
 def test_missing_tensor_names_the_closest(numbers: Path) -> None:
     checkpoint = open_checkpoint(numbers)
     with pytest.raises(
@@ -190,8 +197,8 @@ def test_missing_tensor_names_the_closest(numbers: Path) -> None:
 
 def test_dropping(numbers: Path) -> None:
     with open_checkpoint(numbers) as checkpoint:
-        checkpoint.drop("not there", "", "b")
-        checkpoint.drop("a", "b.")
+        checkpoint.drop("not there", "", "b", "b.")
+        checkpoint.drop("a", "b.x", "b.y")
 
 
 def test_left_over_tensors_are_listed(numbers: Path) -> None:
@@ -216,7 +223,7 @@ def test_progress_goes_up_to_all_bytes(numbers: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     with open_checkpoint(numbers, progress=lambda name, done, total: seen.append((name, done, total))) as checkpoint:
         checkpoint.take("b.y", (4,))
-        checkpoint.drop("b.")
+        checkpoint.drop("b.x")
         checkpoint.take("a", (2, 3))
     assert seen == [("b.y", 16, 56), ("b.x", 32, 56), ("a", 56, 56)]
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from ostinato.kernels.dispatch import supported_dtypes, use_prepacked
 from ostinato.models.base import Model
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.registry import load_model
@@ -19,6 +21,11 @@ FP32_ERROR = 1e-5
 # Twice what was measured with weights and inputs of projections in bf16: the larger of the two prompts.
 BF16_ERROR = {"mamba_hf": 0.092, "mamba_orig": 0.052, "rwkv7_fla": 0.020, "rwkv7_pth": 0.020, "gla": 0.020}
 
+PREPACKED = use_prepacked(torch.empty(0))
+BF16 = torch.bfloat16 in supported_dtypes(torch.device("cpu"))
+
+OWN_DTYPES = [("rwkv7_fla", torch.bfloat16 if BF16 else torch.float32), ("mamba_hf", torch.float32)]
+needs_bf16 = pytest.mark.skipif(not BF16, reason="needs a CPU with bf16 instructions: AVX-512 or newer")
 each_golden = pytest.mark.parametrize("name", PATHS)
 each_prompt = pytest.mark.parametrize("prompt", ["short", "long"])
 Record = Callable[[str, object], None]
@@ -52,6 +59,7 @@ def test_greedy_continuation_token_by_token(name: str, prompt: str, record_prope
     assert error <= FP32_ERROR
 
 
+@needs_bf16
 @each_prompt
 @each_golden
 def test_logits_in_bf16(name: str, prompt: str, record_property: Record) -> None:
@@ -62,9 +70,17 @@ def test_logits_in_bf16(name: str, prompt: str, record_property: Record) -> None
     assert error <= BF16_ERROR[name]
 
 
-@pytest.mark.parametrize(("name", "expected"), [("rwkv7_fla", torch.bfloat16), ("mamba_hf", torch.float32)])
-def test_the_checkpoints_own_dtype_is_the_default(name: str, expected: torch.dtype) -> None:
+@pytest.mark.parametrize(("name", "expected"), OWN_DTYPES)
+def test_the_checkpoints_own_dtype_is_the_default_where_it_is_computed(name: str, expected: torch.dtype) -> None:
     assert load_model(open_checkpoint(PATHS[name])).dtype == expected
+
+
+@pytest.mark.parametrize(("name", "file"), [("mamba_hf", "model.safetensors"), ("gla", "model.safetensors")])
+def test_weight_bytes_count_the_copy_that_a_tied_head_makes(name: str, file: str) -> None:
+    stored = load_file(PATHS[name] / file)
+    copied = () if "lm_head.weight" in stored or not PREPACKED else (stored["backbone.embeddings.weight"],)
+    elements = sum(tensor.numel() for tensor in (*stored.values(), *copied))
+    assert golden_model(name, torch.float32).weight_bytes == 4 * elements
 
 
 def measure(ours: torch.Tensor, expected: torch.Tensor, record: Record) -> float:

@@ -38,6 +38,8 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("rwkv7_fla", "norm_bias", False),
     ("rwkv7_fla", "norm_first", False),
     ("rwkv7_fla", "value_dim", 1024),
+    ("rwkv7_fla", "value_dim", [7]),
+    ("rwkv7_fla", "num_heads", 5),
 ]
 
 
