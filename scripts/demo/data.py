@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import recall
 import torch
+from configs import VOCABULARY
 from corpus import DOCUMENT_END
-from networks import VOCABULARY
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from configs import CONFIGS
 from data import ANSWER_WEIGHT, LIST_WEIGHT, Batches, Tokens, prepare, save_tokenizer
-from networks import CONFIGS, LanguageModel
+from networks import LanguageModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
