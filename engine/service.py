@@ -8,6 +8,7 @@ holds up nobody.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -136,7 +137,7 @@ class Service:
             await asyncio.to_thread(self._thread.join)
 
     def stats(self) -> EngineStats:
-        """A snapshot of the counters."""
+        """The counters as they stand."""
         scheduler = self._engine.scheduler
         return EngineStats(
             slots=scheduler.num_slots,
@@ -239,15 +240,12 @@ class Service:
 
     def _call_loop(self, function: Callable[..., None], *arguments: object) -> bool:
         """Has the event loop call a function. Returns whether there is a loop that will."""
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(function, *arguments)
-            return self._loop is not None
-        except RuntimeError:  # the loop is closed
-            return False
+                return True
+        return False
 
     def _count(self, events: list[TokenEvent]) -> None:
-        for event in events:
-            self._tokens["generated"] += len(event.token_ids)
-            if event.finish_reason is not None:
-                self._finished[event.finish_reason] += 1
+        self._tokens["generated"] += sum(len(event.token_ids) for event in events)
+        self._finished.update(event.finish_reason for event in events if event.finish_reason is not None)

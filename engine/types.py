@@ -91,6 +91,7 @@ class SamplingParams:
 def _check_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     """NaN fails every comparison, so it is refused too."""
     if not (low < value <= high if open_low else low <= value <= high):
+        low, high = (int(bound) if bound == int(bound) else bound for bound in (low, high))
         bounds = f"{'(' if open_low else '['}{low}, {high}]"
         raise RequestError(f"{name} must be in {bounds}, got {value!r}", name)
 

@@ -244,14 +244,14 @@ def test_when_every_token_would_stop_too_early_the_sequence_fails_alone() -> Non
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"repetition_penalty": 1e-38}, r"repetition_penalty must be in \[0.01, 100.0\]"),
+        ({"repetition_penalty": 1e-38}, r"repetition_penalty must be in \[0.01, 100\]"),
         ({"seed": 2**63}, "seed must be in .*9223372036854775807"),
         ({"seed": 1.5}, "seed must be an integer"),
         ({"max_tokens": True}, "max_tokens must be an integer"),
         ({"stop": "abc"}, "tuple of strings"),
         ({"stop": ("",)}, "must not be empty"),
         ({"temperature": math.nan}, "temperature must be in"),
-        ({"top_p": 0.0}, r"top_p must be in \(0.0, 1.0\]"),
+        ({"top_p": 0.0}, r"top_p must be in \(0, 1\]"),
         ({"min_tokens": 17}, "min_tokens must be in"),
         ({"logprobs": 21}, "logprobs must be in"),
         ({"logit_bias": {1: 101.0}}, "logit_bias must be in"),

@@ -147,8 +147,8 @@ def test_the_api_name_of_a_file_is_its_stem(tmp_path: Path) -> None:
 def test_without_a_model_it_is_the_demo() -> None:
     named, default = (
         json.loads(ostinato("generate", *model, "-p", "The king", "--max-tokens", "8", "--seed", "1", "--json").stdout)
-        for model in (["demo:gla"], [])
+        for model in (["demo:rwkv7"], [])
     )
-    assert (named.pop("model"), default.pop("model")) == ("demo:gla", "demo")
+    assert (named.pop("model"), default.pop("model")) == ("demo:rwkv7", "demo")
     assert named == default
     assert named["usage"]["completion_tokens"] > 0
