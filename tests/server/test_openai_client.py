@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from ostinato.engine.service import Service
+from ostinato.kernels.linear import padded_rows
 from tests.server.harness import TIMEOUT, idle, live_server, real_service
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 CLIENTS = 64
 SEED = 20_240
 WARM_ROUNDS, ROUNDS = 2, 3
-MEMORY_BOUND = 16 * 2**20  # bytes; allocators keep some of what they once had
+MEMORY_BOUND = 8 * 2**20  # bytes; allocators keep some of what they once had
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +143,20 @@ async def one_round(client: openai.AsyncOpenAI) -> list[str]:
     return [text for text in await asyncio.gather(*calls) if text is not None]
 
 
+async def meet_all_sizes(client: openai.AsyncOpenAI, service: Service) -> None:
+    """oneDNN compiles code for every padded number of rows, and keeps it: that is no leak, so it comes first.
+
+    Prompts of every such length for the layers, every number of sequences at once for the output projection.
+    """
+    for length in sorted({padded_rows(rows) for rows in range(1, 513)}):
+        await client.completions.create(model="tiny", prompt=[1] * length, max_tokens=1)
+    for choices in range(1, service.info.slots + 1):
+        await client.completions.create(model="tiny", prompt=[1], max_tokens=1, n=choices)
+
+
 async def test_64_clients_of_which_half_leave(client: openai.AsyncOpenAI, service: Service) -> None:
     alone = [await text_of(client, request) for request in requests()[::2]]
+    await meet_all_sizes(client, service)
     for _ in range(WARM_ROUNDS):
         assert await one_round(client) == alone, f"seed {SEED}"
     before = await memory_at_rest(service)
