@@ -91,6 +91,7 @@ class Service:
             RequestError: the request cannot be served as it stands; `field` names what is wrong.
             QueueFullError: there is no room for all of it; nothing was queued.
             EngineStoppedError: the service is draining or its engine is gone.
+            ValueError: a request of this id is still in progress.
         """
         if self._draining or not self.healthy:
             raise EngineStoppedError("the server is shutting down")
@@ -104,6 +105,8 @@ class Service:
             vocab_size=self.info.vocab_size,
             tokenizer=self.tokenizer,
         )
+        if any(sequence.id in self._streams for sequence in sequences):
+            raise ValueError(f"a request with the id {request_id!r} is still in progress")
         self._reserve(len(sequences))
         stream = EventStream(sequences, self._abort)
         self._streams.update((sequence.id, stream) for sequence in sequences)

@@ -299,3 +299,13 @@ def test_a_loop_that_closes_leaves_nothing_running() -> None:
 
     asyncio.run(start_and_leave())
     asyncio.run(check_and_stop())
+
+
+@test
+async def test_an_id_in_use_is_refused_and_the_first_request_goes_on() -> None:
+    async with running() as service:
+        stream = service.submit("same", [(1,)], GREEDY)
+        with pytest.raises(ValueError, match="still in progress"):
+            service.submit("same", [(2,)], GREEDY)
+        assert tokens(await collect(stream)) == continuation([1], 5)
+        assert tokens(await collect(service.submit("same", [(2,)], GREEDY))) == continuation([2], 5)
