@@ -39,7 +39,7 @@ _VECTOR_FLAGS = {
 }
 
 # ATen's parallel_for is OpenMP where PyTorch is built with it; the runtime is the one that PyTorch has loaded.
-_OPENMP = ["-fopenmp"] if torch.backends.openmp.is_available() and sys.platform == "linux" else []
+_OPENMP = ("-fopenmp",) if torch.backends.openmp.is_available() and sys.platform == "linux" else ()
 
 
 def instruction_set() -> str:
@@ -76,7 +76,7 @@ def _compile(library: Path) -> None:
             name=library.stem.replace("-", "_"),
             sources=[str(SOURCES / "ops.cpp")],
             extra_cflags=_flags(),
-            extra_ldflags=_OPENMP,
+            extra_ldflags=list(_OPENMP),  # PyTorch appends to the list that it is given
             build_directory=folder,
             is_python_module=False,
             is_standalone=False,

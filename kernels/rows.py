@@ -63,6 +63,15 @@ def row_dot(x: Tensor, y: Tensor) -> Tensor:
     return (x * y).sum(-1, keepdim=True)
 
 
+def row_norm(x: Tensor) -> Tensor:
+    """Euclidean norm over the last dimension: [..., K] -> [..., 1], fp32, with a correctly rounded root."""
+    x = _float32(x)
+    if use_native(x):
+        norms: Tensor = torch.ops.ostinato.row_norm(x)
+        return norms.view(*x.shape[:-1], 1)
+    return row_dot(x, x).sqrt()
+
+
 def rms_norm_ref(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """Zhang and Sennrich 2019, equation 4, with eps inside the root."""
     scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)

@@ -77,7 +77,7 @@ class TimeMix:
 
     def _unit_heads(self, x: Tensor) -> Tensor:
         x = self._heads(x)
-        return x / rows.row_dot(x, x).sqrt().clamp(min=1e-12)
+        return x / rows.row_norm(x).clamp(min=1e-12)
 
 
 @dataclass(frozen=True, slots=True)

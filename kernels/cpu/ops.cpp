@@ -13,6 +13,7 @@ TORCH_LIBRARY_FRAGMENT(ostinato, m) {
   m.def("exp(Tensor x) -> Tensor");
   m.def("softplus(Tensor x) -> Tensor");
   m.def("row_dot(Tensor x, Tensor y) -> Tensor");
+  m.def("row_norm(Tensor x) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps, ScalarType dtype) -> Tensor");
   m.def("layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> Tensor");
   m.def("causal_conv(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) tail, Tensor slots, Tensor starts, "
@@ -28,6 +29,7 @@ TORCH_LIBRARY_IMPL(ostinato, CPU, m) {
   m.impl("exp", ostinato::exp_op);
   m.impl("softplus", ostinato::softplus_op);
   m.impl("row_dot", ostinato::row_dot_op);
+  m.impl("row_norm", ostinato::row_norm_op);
   m.impl("rms_norm", ostinato::rms_norm_op);
   m.impl("layer_norm", ostinato::layer_norm_op);
   m.impl("causal_conv", ostinato::causal_conv_op);

@@ -53,6 +53,13 @@ inline at::Tensor row_dot_op(const at::Tensor& x, const at::Tensor& y) {
   return out;
 }
 
+inline at::Tensor row_norm_op(const at::Tensor& x) {
+  at::Tensor norms = row_dot_op(x, x);
+  float* p = norms.mutable_data_ptr<float>();
+  for (int64_t r = 0; r < norms.numel(); ++r) p[r] = std::sqrt(p[r]);
+  return norms;
+}
+
 // y = x / sqrt(mean(x^2) + eps) * weight; weight has `width` elements, rows of x are `width` long.
 template <typename T>
 void rms_norm_rows(const float* x, const float* weight, T* y, int64_t rows, int64_t width, double eps) {

@@ -41,6 +41,16 @@ def test_a_library_in_the_cache_needs_no_compiler(monkeypatch: pytest.MonkeyPatc
     assert [path.parent for path in loaded] == [tmp_path]
 
 
+def test_compiling_does_not_change_which_library_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A second process, or a second call, must find what the first one built."""
+    monkeypatch.setenv("OSTINATO_CACHE", str(tmp_path))
+    before = native._library()
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)  # the operators are registered already
+    native._compile(before)
+    assert native._library() == before
+    assert before.exists()
+
+
 def test_a_damaged_library_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     library = tmp_path / native._library().name
     library.write_bytes(b"half a file")

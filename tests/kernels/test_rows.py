@@ -65,6 +65,9 @@ def test_row_dot_equals_torch(width: int) -> None:
     x, y = uniform(generator, 5, 3, width), uniform(generator, 5, 3, width)
     expected = torch.linalg.vecdot(x.double(), y.double()).unsqueeze(-1)
     assert torch.allclose(rows.row_dot(x, y).double(), expected, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(rows.row_norm(x).double(), x.double().norm(dim=-1, keepdim=True), rtol=1e-6)
+    squares = rows.row_dot(x, x)
+    assert torch.equal(rows.row_norm(x), squares.double().sqrt().float()), "the root is not correctly rounded"
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -75,6 +78,7 @@ def test_a_row_does_not_depend_on_the_others(width: int) -> None:
         lambda x: rows.rms_norm(x, weight, 1e-5),
         lambda x: rows.layer_norm(x, weight, bias, 1e-5),
         lambda x: rows.row_dot(x, x),
+        rows.row_norm,
     ):
         whole = function(x)
         for start, stop in ((0, 1), (3, 4), (7, 1300), (1999, 2000)):
