@@ -1,11 +1,17 @@
 """The only place that asks which device a tensor is on, and so which implementation runs.
 
-Today: the C++ operators on the CPU where they can be built, the reference everywhere else.
+Every operator is registered with PyTorch under `torch.ops.ostinato`: its schema, and what it returns for torch.compile.
+An implementation is registered for a device the first time that an operator is called there:
+
+- on the CPU the C++ of `kernels/cpu`, or, where that cannot be built, the references;
+- on CUDA the Triton kernels of `kernels/gpu`.
 """
 
 import functools
 import logging
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,18 +24,45 @@ logger = logging.getLogger(__name__)
 # here, where whatever leads to such a use passes. A value that the user has set is left alone.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
+LIBRARY = torch.library.Library("ostinato", "FRAGMENT")
+
+Implementation = Callable[..., Any]
+_references: dict[str, Implementation] = {}
+_devices_on_references: set[str] = set()
+
+
+def define(schema: str, *, reference: Implementation, meta: Implementation) -> None:
+    """Declares an operator: its schema, an implementation in torch, and one that gives shapes and dtypes only."""
+    name = schema.split("(")[0]
+    LIBRARY.define(schema)
+    torch.library.register_fake(f"ostinato::{name}", meta, lib=LIBRARY)
+    _references[name] = reference
+    for device in _devices_on_references:
+        LIBRARY.impl(name, reference, device)
+
+
+def operators(x: Tensor) -> Any:
+    """`torch.ops.ostinato`, after making sure that its operators can run where `x` is."""
+    _prepare(x.device.type)
+    return torch.ops.ostinato
+
 
 @functools.cache
-def _cpu_operators() -> bool:
-    if reason := native.load():
-        logger.warning("slow and not bit-exact reference kernels are in use on the CPU: %s", reason)
-        return False
-    return True
+def _prepare(device: str) -> None:
+    if device == "cpu":
+        if reason := native.load():
+            logger.warning("slow and not bit-exact reference kernels are in use on the CPU: %s", reason)
+            _use_references("CPU")
+    elif device == "cuda":
+        from ostinato.kernels import gpu
+
+        gpu.register(LIBRARY)
 
 
-def use_native(x: Tensor) -> bool:
-    """Whether operators on `x` run in C++ (`torch.ops.ostinato`)."""
-    return x.device.type == "cpu" and _cpu_operators()
+def _use_references(device: str) -> None:
+    _devices_on_references.add(device)
+    for name, reference in _references.items():
+        LIBRARY.impl(name, reference, device)
 
 
 def use_prepacked(x: Tensor) -> bool:

@@ -1,38 +1,69 @@
-"""Packed sequences: the layout that every operator with memory shares, and the simplest such operator.
+"""Packed sequences: the layout that every operator with memory shares.
 
-T tokens of B sequences lie one after the other; sequence i has the rows `starts[i]:starts[i + 1]`, where `starts`
-([B + 1] int32, also called cu_seqlens) may name empty sequences. Its state is row `slots[i]` ([B] int32) of the pool;
--1 is padding: it reads zeros and writes nothing. A slot appears at most once.
+T tokens of B sequences lie one after the other; sequence i has the rows `starts[i]:starts[i + 1]`, where `starts` (also
+called cu_seqlens) may name empty sequences. Its memory is read from row `src[i]` of the pool and written to row `dst[i]`:
+a source of -1 reads zeros, a destination of -1 writes nothing. Sources may repeat, which is a fork. A destination
+appears at most once, and is no other sequence's source.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 
-def check_packed(tokens: int, slots: Tensor, starts: Tensor) -> None:
-    """Checks dtypes and shapes (not values, which would stall an accelerator)."""
-    if slots.dtype != torch.int32 or starts.dtype != torch.int32:
-        raise TypeError(f"slots and starts must be int32, got {slots.dtype} and {starts.dtype}")
-    if slots.dim() != 1 or starts.shape != (slots.shape[0] + 1,):
-        raise ValueError(f"{tuple(slots.shape)} slots need one more start, got {tuple(starts.shape)}")
-    if tokens and not slots.numel():
-        raise ValueError(f"{tokens} tokens belong to no sequence")
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Where the tokens of one forward pass belong.
 
-
-def token_shift(x: Tensor, last: Tensor, slots: Tensor, starts: Tensor) -> Tensor:
-    """The previous token's row for every row; the first one of a sequence gets what its slot remembers.
-
-    x: [T, C]; last: [slots, C], same dtype, updated in place to the last row of every sequence. Returns [T, C].
-    Only copies, so it is exact on every device. Source: Peng et al. 2023 (RWKV), section 3.1.1.
+    src, dst: [B] int32 slots; starts: [B + 1] int32, cumulative lengths from 0 to T; longest: the longest sequence's
+    length, known on the host so that an accelerator need not be asked.
     """
-    check_packed(x.shape[0], slots, starts)
-    if last.dtype != x.dtype:
-        raise TypeError(f"token_shift: x is {x.dtype}, its memory {last.dtype}")
-    filled = starts[1:] > starts[:-1]
-    first, final, slots = starts[:-1][filled].long(), starts[1:][filled].long() - 1, slots[filled].long()
-    previous = torch.empty_like(x)
-    previous[1:] = x[:-1]
-    previous[first] = torch.where(slots[:, None] >= 0, last[slots.clamp(min=0)], 0)
-    kept = slots >= 0
-    last[slots[kept]] = x[final[kept]]
-    return previous
+
+    src: Tensor
+    dst: Tensor
+    starts: Tensor
+    longest: int
+
+    @classmethod
+    def of(
+        cls,
+        src: Sequence[int],
+        lengths: Sequence[int],
+        *,
+        dst: Sequence[int] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> "Packed":
+        """Packs sequences of `lengths` tokens; `dst` is `src` unless it is given."""
+
+        def int32(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int32, device=device)
+
+        starts = [0, *accumulate(lengths)]
+        return cls(int32(src), int32(src if dst is None else dst), int32(starts), max(lengths, default=0))
+
+    def check(self, tokens: int) -> None:
+        """Checks dtypes and shapes (not values, which would stall an accelerator). Raises TypeError, ValueError."""
+        if not self.src.dtype == self.dst.dtype == self.starts.dtype == torch.int32:
+            raise TypeError(f"slots and starts must be int32, got {self.src.dtype}, {self.dst.dtype}, {self.starts.dtype}")
+        if self.src.dim() != 1 or self.dst.shape != self.src.shape or self.starts.shape != (self.src.shape[0] + 1,):
+            raise ValueError(
+                f"{tuple(self.src.shape)} sources need as many destinations, got {tuple(self.dst.shape)}, "
+                f"and one more start, got {tuple(self.starts.shape)}"
+            )
+        if tokens and not self.src.numel():
+            raise ValueError(f"{tokens} tokens belong to no sequence")
+
+
+def read_slots(pool: Tensor, src: Tensor) -> Tensor:
+    """The rows of `pool` [slots, ...] that `src` [B] names, zeros where it is -1 (for reference implementations)."""
+    known = (src >= 0).view(-1, *(1,) * (pool.dim() - 1))
+    return torch.where(known, pool[src.clamp(min=0).long()], 0)
+
+
+def write_slots(pool: Tensor, dst: Tensor, rows: Tensor) -> None:
+    """Writes row i of `rows` [B, ...] to row dst[i] of `pool`, in place, but where it is -1 (likewise)."""
+    kept = dst >= 0
+    pool[dst[kept].long()] = rows[kept].to(pool.dtype)
