@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ostinato.engine.state_pool import StatePool
 from ostinato.engine.types import Chunk, StepPlan
-from ostinato.models.base import Model, Packed
+from ostinato.kernels.packed import Packed
+from ostinato.models.base import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +38,7 @@ class Runner:
         lengths = [chunk.length for chunk in plan.chunks]
         starts = [0, *accumulate(lengths)]
         tokens = [token for chunk in plan.chunks for token in chunk.sequence.unread_tokens(chunk.length)]
-        batch = Packed(
-            slots=self._int32([chunk.sequence.slot for chunk in plan.chunks]),
-            starts=self._int32(starts),
-        )
+        batch = Packed.of([chunk.sequence.slot for chunk in plan.chunks], lengths, device=self._device)
         hidden = self._model.forward(torch.tensor(tokens, device=self._device), batch, self._pool.tensors)
         wanted = [_wanted_rows(chunk, start) for chunk, start in zip(plan.chunks, starts[:-1], strict=True)]
         ends = [0, *accumulate(len(rows) for rows in wanted)]
@@ -56,9 +54,6 @@ class Runner:
         if not hidden.shape[0]:
             return torch.empty(0, vocabulary)
         return self._model.logits(hidden)[:, :vocabulary].to("cpu")
-
-    def _int32(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=self._device)
 
 
 def _wanted_rows(chunk: Chunk, start: int) -> range:

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ostinato.kernels.dispatch import use_native
-from ostinato.kernels.packed import check_packed
+from ostinato.kernels import dispatch
+from ostinato.kernels.packed import Packed, read_slots, write_slots
 
 
 def causal_conv_ref(
@@ -13,57 +13,60 @@ def causal_conv_ref(
     weight: Tensor,
     bias: Tensor | None,
     tail: Tensor,
-    slots: Tensor,
+    src: Tensor,
+    dst: Tensor,
     starts: Tensor,
-    *,
+    longest: int,
     activate: bool,
 ) -> Tensor:
     """y[t] = bias + sum_j weight[j] x[t - W + 1 + j], sequence by sequence, with the tail before the first token."""
-    outputs = [x.new_zeros((0, x.shape[1]), dtype=torch.float32)]
+    del longest
     width, bounds = weight.shape[0], starts.tolist()
-    for slot, start, stop in zip(slots.tolist(), bounds[:-1], bounds[1:], strict=True):
-        before = tail[slot] if slot >= 0 else x.new_zeros(tail.shape[1:])
-        inputs = torch.cat([before, x[start:stop]])
-        windows = (
-            inputs.float().unfold(0, width, 1) if stop > start else inputs.new_zeros((0, x.shape[1], width)).float()
-        )
-        outputs.append((windows * weight.T).sum(-1) + (0.0 if bias is None else bias))
-        if slot >= 0:
-            tail[slot] = inputs[inputs.shape[0] - width + 1 :]
+    before, outputs, tails = read_slots(tail, src), [x.new_empty((0, x.shape[1]), dtype=torch.float32)], []
+    for past, start, stop in zip(before, bounds[:-1], bounds[1:], strict=True):
+        inputs = torch.cat([past, x[start:stop].to(tail.dtype)])
+        taps = [weight[j] * inputs[j : j + stop - start].float() for j in range(width)]
+        outputs.append(torch.stack(taps).sum(0) + (0.0 if bias is None else bias))
+        tails.append(inputs[stop - start :])
+    if tails:
+        write_slots(tail, dst, torch.stack(tails))
     y = torch.cat(outputs)
     return F.silu(y) if activate else y
 
 
+def _causal_conv_meta(x: Tensor, *_: object) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.float32)
+
+
+dispatch.define(
+    "causal_conv(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) tail, Tensor src, Tensor dst, Tensor starts, "
+    "int longest, bool activate) -> Tensor",
+    reference=causal_conv_ref,
+    meta=_causal_conv_meta,
+)
+
+
 def causal_conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    tail: Tensor,
-    slots: Tensor,
-    starts: Tensor,
-    *,
-    activate: bool = True,
+    x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, batch: Packed, *, activate: bool = True
 ) -> Tensor:
     """Depthwise convolution over time, then SiLU when `activate`.
 
-    x: [T, C] fp32, bf16 or fp16; weight: [W, C] fp32, oldest tap first; bias: [C] fp32 or None; tail:
-    [slots, W-1, C] in x's dtype, the last W-1 inputs, updated in place; slots, starts: see `ostinato.kernels.packed`.
-    Returns [T, C] fp32.
+    x: [T, C] of any float dtype, rounded to the tail's, contiguous in its last dimension; weight: [W, C] fp32, oldest
+    tap first; bias: [C] fp32 or None; tail: [slots, W-1, C] fp32, bf16 or fp16, the last W-1 inputs, updated in place.
+    Returns [T, C] fp32. Raises ValueError: shapes that do not fit.
 
     Source: Gu and Dao 2023 (Mamba), section 3.4.
     """
-    check_packed(x.shape[0], slots, starts)
-    if tail.shape[1:] != (weight.shape[0] - 1, x.shape[1]) or weight.shape[1] != x.shape[1] or tail.dtype != x.dtype:
+    batch.check(x.shape[0])
+    if tail.shape[1:] != (weight.shape[0] - 1, x.shape[1]) or weight.shape[1] != x.shape[1]:
         raise ValueError(
-            f"causal_conv: x {tuple(x.shape)} {x.dtype}, weight {tuple(weight.shape)} and "
-            f"tail {tuple(tail.shape)} {tail.dtype} do not fit"
+            f"causal_conv: x {tuple(x.shape)}, weight {tuple(weight.shape)} and tail {tuple(tail.shape)} do not fit"
         )
     if bias is not None and bias.shape != x.shape[1:]:
         raise ValueError(f"causal_conv: {x.shape[1]} channels need as many biases, got {tuple(bias.shape)}")
-    if not tail.is_contiguous():
-        raise ValueError("causal_conv: the tail must be contiguous, since it is updated in place")
-    weight = weight.contiguous()
-    if use_native(x):
-        y: Tensor = torch.ops.ostinato.causal_conv(x.contiguous(), weight, bias, tail, slots, starts, activate)
-        return y
-    return causal_conv_ref(x, weight, bias, tail, slots, starts, activate=activate)
+    if not (tail.is_contiguous() and weight.is_contiguous()):
+        raise ValueError("causal_conv: the weight and the tail, which is updated in place, must be contiguous")
+    y: Tensor = dispatch.operators(x).causal_conv(
+        x, weight, bias, tail, batch.src, batch.dst, batch.starts, batch.longest, activate
+    )
+    return y

@@ -9,9 +9,8 @@ An implementation is registered for a device the first time that an operator is 
 
 import functools
 import logging
-import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,10 +18,6 @@ from torch import Tensor
 from ostinato.kernels import native
 
 logger = logging.getLogger(__name__)
-
-# No AMX: `ostinato.kernels.linear` says why. oneDNN reads this once, at its first use in the process, so it stands
-# here, where whatever leads to such a use passes. A value that the user has set is left alone.
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 LIBRARY = torch.library.Library("ostinato", "FRAGMENT")
 
@@ -65,32 +60,22 @@ def _use_references(device: str) -> None:
         LIBRARY.impl(name, reference, device)
 
 
-def use_prepacked(x: Tensor) -> bool:
-    """Whether projections of `x` run on weights prepacked by oneDNN."""
-    return x.device.type == "cpu" and _onednn_available()
+def product(weight: Tensor) -> Literal["amx", "onednn", "plain"]:
+    """How projections with this weight are computed (`ostinato.kernels.linear` explains)."""
+    operators(weight)
+    if weight.device.type != "cpu" or "CPU" in _devices_on_references:
+        return "plain"
+    if weight.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx():
+        return "amx"
+    return "onednn" if _onednn_available() else "plain"
 
 
 @functools.cache
 def _onednn_available() -> bool:
-    if not torch.backends.mkldnn.is_available():
-        logger.warning("PyTorch was built without oneDNN: projections are slower and not bit-exact across batches")
-        return False
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported() and not rows_are_exact():
-        logger.warning(
-            "projections are not bit-exact across batches, because oneDNN was in use before Ostinato could switch "
-            "AMX off: set ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 before the process starts"
-        )
-    return True
-
-
-def rows_are_exact() -> bool:
-    """Whether a bf16 product of 5 rows has the bits that the same rows have among 64: not so with AMX."""
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(2048, 2048, generator=generator).bfloat16()
-    rows = torch.randn(64, 2048, generator=generator).bfloat16()
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-    few, many = (torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "") for x in (rows[:5], rows))
-    return torch.equal(few, many[:5])
+    if torch.backends.mkldnn.is_available():
+        return True
+    logger.warning("PyTorch was built without oneDNN: projections are slower and not bit-exact across batches")
+    return False
 
 
 def supported_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:

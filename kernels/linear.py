@@ -1,27 +1,63 @@
 """Projections: a matrix product whose every row is computed as if it were alone.
 
-On the CPU the weight is reordered once for oneDNN, which both reads it nearly as fast as memory allows and, with two
-precautions, gives each row the same bits whatever the number of rows, their order or the number of threads:
+On the CPU the weight is packed once. Which product then gives each row the same bits, whatever the number of rows,
+their order or the number of threads, depends on the processor:
 
-- one row is padded to two, because the product of a single row is another algorithm (a matrix-vector product);
-  larger numbers of rows are padded too, to a few sizes, because oneDNN compiles and keeps code for each;
-- AMX is switched off (`ostinato.kernels.dispatch`), because there oneDNN splits sums differently for different
-  numbers of rows.
+- where there is AMX and the weight is bf16: a product of our own (`kernels/cpu/amx.h`), because oneDNN's use of AMX
+  splits sums differently for different numbers of rows;
+- otherwise oneDNN on a weight that it has reordered, with one row padded to two, because the product of a single row
+  is another algorithm (a matrix-vector product).
 
-`tests/kernels/test_linear.py` holds it to that.
+`tests/kernels/test_linear.py` holds both to it.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ostinato.kernels.dispatch import use_prepacked
+from ostinato.kernels import dispatch
 
 
-def padded_rows(rows: int) -> int:
-    """The next of 16 even sizes up to 32, and of 8 sizes in every doubling beyond: at most an eighth more."""
-    unit = max(2, 1 << max(0, (rows - 1).bit_length() - 4))
-    return max(2, -(-rows // unit) * unit)
+def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int) -> Tensor:
+    """y = x W^T, in the weight's dtype, then bias and residual in fp32."""
+    del outputs  # a packed weight may hold more rows than there are outputs; this one does not
+    y = F.linear(x.to(weight.dtype), weight).float()
+    for term in (bias, residual):
+        y = y if term is None else y + term
+    return y
+
+
+def _linear_meta(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int) -> Tensor:
+    return x.new_empty((x.shape[0], outputs), dtype=torch.float32)
+
+
+dispatch.define(
+    "linear(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int outputs) -> Tensor",
+    reference=linear_ref,
+    meta=_linear_meta,
+)
+
+
+def amx_tiles(weight: Tensor) -> Tensor:
+    """[N, K] bf16 -> [N / 32, K / 32, 2, 16, 32], with zeros at the ends: the order in which tiles are read.
+
+    Row i of a tile holds the elements k = 2i and 2i + 1 of 16 outputs, which is how TDPBF16PS multiplies.
+    """
+    outputs, inputs = weight.shape
+    padded = F.pad(weight, (0, -inputs % 32, 0, -outputs % 32))
+    tiles = padded.view(padded.shape[0] // 32, 2, 16, padded.shape[1] // 32, 16, 2)  # panel, tile, n, depth, i, pair
+    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(tiles.shape[0], tiles.shape[3], 2, 16, 32).contiguous()
+
+
+def _packed(weight: Tensor) -> Tensor:
+    match dispatch.product(weight):
+        case "amx":
+            return amx_tiles(weight)
+        case "onednn":
+            packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+            return packed
+        case _:
+            return weight
 
 
 class Linear:
@@ -32,20 +68,16 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.dtype = weight.dtype
+        self.outputs, self.inputs = weight.shape
         self._bias = None if bias is None else bias.float()
-        self._prepacked = use_prepacked(weight)
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()) if self._prepacked else weight
+        self._weight = _packed(weight)
+        self.packed = self._weight is not weight
+        self._linear = dispatch.operators(weight).linear.default
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [N, in] of any float dtype, rounded to the weight's. Returns [N, out] fp32 (rounded to it likewise)."""
-        y = self._product(x.to(self.dtype)).float()
-        return y if self._bias is None else y.add_(self._bias)
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x: [N, in] of any float dtype, rounded to the weight's; residual: [N, out] fp32, added to the result.
 
-    def _product(self, x: Tensor) -> Tensor:
-        if not self._prepacked:
-            return F.linear(x, self._weight)
-        rows = x.shape[0]
-        if missing := padded_rows(rows) - rows:
-            x = F.pad(x, (0, 0, 0, missing))
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
-        return y[:rows]
+        Returns [N, out] fp32.
+        """
+        y: Tensor = self._linear(x, self._weight, self._bias, residual, self.outputs)
+        return y

@@ -74,7 +74,7 @@ def _compile(library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder, _ninja_on_path():
         built = cpp_extension.load(
             name=library.stem.replace("-", "_"),
-            sources=[str(SOURCES / "ops.cpp")],
+            sources=[str(path) for path in sorted(SOURCES.glob("*.cpp"))],
             extra_cflags=_flags(),
             extra_ldflags=list(_OPENMP),  # PyTorch appends to the list that it is given
             build_directory=folder,

@@ -1,14 +1,83 @@
-"""Operators on rows: elementwise functions, dot products and norms.
+"""Operators on rows: elementwise functions, gates and norms.
 
-All take and compute fp32; norms can round their result to the dtype of the projection that follows. On the CPU every
-row is computed by itself in a fixed order, so it has the same bits in any batch (`kernels/cpu/simd.h` says how).
+All take and compute fp32; what feeds a projection can be rounded to its dtype at once. On the CPU every row is computed
+by itself in a fixed order, so it has the same bits in any batch (`kernels/cpu/simd.h` says how).
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ostinato.kernels.dispatch import use_native
+from ostinato.kernels import dispatch
+
+
+def _like(x: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _rounded_like(x: Tensor, *rest: object) -> Tensor:
+    (dtype,) = (value for value in rest if isinstance(value, torch.dtype))
+    return torch.empty_like(x, dtype=dtype)
+
+
+def swiglu_ref(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Shazeer 2020, SwiGLU without its projections."""
+    gate, up = x.chunk(2, dim=-1)
+    return (F.silu(gate) * up).to(dtype)
+
+
+def relu_square_ref(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """So et al. 2021 (Primer), section 4."""
+    return x.relu().square().to(dtype)
+
+
+def log_sigmoid_ref(x: Tensor, scale: float) -> Tensor:
+    """log(1 / (1 + e^-x)) times a constant."""
+    return F.logsigmoid(x) * scale
+
+
+def rms_norm_ref(
+    x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, gate: Tensor | None = None, gate_first: bool = False
+) -> Tensor:
+    """Zhang and Sennrich 2019, equation 4, with eps inside the root."""
+    if gate is not None and gate_first:
+        x = x * F.silu(gate.view(x.shape))
+    y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+    return (y if gate is None or gate_first else y * F.silu(gate.view(x.shape))).to(dtype)
+
+
+def layer_norm_ref(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """Ba et al. 2016, equation 4, with the biased variance."""
+    centred = x - x.mean(-1, keepdim=True)
+    scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    return (centred * scale * weight + bias).to(dtype)
+
+
+def _swiglu_meta(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2), dtype=dtype)
+
+
+for _schema, _reference, _meta in (
+    ("sigmoid(Tensor x) -> Tensor", torch.sigmoid, _like),
+    ("silu(Tensor x) -> Tensor", F.silu, _like),
+    ("tanh(Tensor x) -> Tensor", torch.tanh, _like),
+    ("exp(Tensor x) -> Tensor", torch.exp, _like),
+    ("softplus(Tensor x) -> Tensor", F.softplus, _like),
+    ("log_sigmoid(Tensor x, float scale) -> Tensor", log_sigmoid_ref, _like),
+    ("swiglu(Tensor x, ScalarType dtype) -> Tensor", swiglu_ref, _swiglu_meta),
+    ("relu_square(Tensor x, ScalarType dtype) -> Tensor", relu_square_ref, _rounded_like),
+    (
+        "rms_norm(Tensor x, Tensor weight, float eps, ScalarType dtype, Tensor? gate, bool gate_first) -> Tensor",
+        rms_norm_ref,
+        _rounded_like,
+    ),
+    (
+        "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> Tensor",
+        layer_norm_ref,
+        _rounded_like,
+    ),
+):
+    dispatch.define(_schema, reference=_reference, meta=_meta)
 
 
 def _float32(x: Tensor) -> Tensor:
@@ -19,84 +88,79 @@ def _float32(x: Tensor) -> Tensor:
 
 def sigmoid(x: Tensor) -> Tensor:
     """1 / (1 + e^-x), elementwise, fp32."""
-    x = _float32(x)
-    return torch.ops.ostinato.sigmoid(x) if use_native(x) else torch.sigmoid(x)
+    y: Tensor = dispatch.operators(x).sigmoid(_float32(x))
+    return y
 
 
 def silu(x: Tensor) -> Tensor:
     """x * sigmoid(x), elementwise, fp32 (Elfwing et al. 2017)."""
-    x = _float32(x)
-    return torch.ops.ostinato.silu(x) if use_native(x) else F.silu(x)
+    y: Tensor = dispatch.operators(x).silu(_float32(x))
+    return y
 
 
 def tanh(x: Tensor) -> Tensor:
     """Elementwise, fp32."""
-    x = _float32(x)
-    return torch.ops.ostinato.tanh(x) if use_native(x) else torch.tanh(x)
+    y: Tensor = dispatch.operators(x).tanh(_float32(x))
+    return y
 
 
 def exp(x: Tensor) -> Tensor:
     """Elementwise, fp32."""
-    x = _float32(x)
-    return torch.ops.ostinato.exp(x) if use_native(x) else torch.exp(x)
+    y: Tensor = dispatch.operators(x).exp(_float32(x))
+    return y
 
 
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x), elementwise, fp32; the identity above 20."""
-    x = _float32(x)
-    return torch.ops.ostinato.softplus(x) if use_native(x) else F.softplus(x)
+    y: Tensor = dispatch.operators(x).softplus(_float32(x))
+    return y
 
 
-def log_sigmoid(x: Tensor) -> Tensor:
-    """log(sigmoid(x)) = -softplus(-x), elementwise, fp32."""
-    return softplus(x.neg()).neg_()
+def log_sigmoid(x: Tensor, scale: float = 1.0) -> Tensor:
+    """scale * log(sigmoid(x)) = -scale * softplus(-x), elementwise, fp32."""
+    y: Tensor = dispatch.operators(x).log_sigmoid(_float32(x), scale)
+    return y
 
 
-def row_dot(x: Tensor, y: Tensor) -> Tensor:
-    """Sum of x * y over the last dimension: [..., K], [..., K] -> [..., 1], fp32."""
-    x, y = _float32(x), _float32(y)
-    if x.shape != y.shape:
-        raise ValueError(f"row_dot needs equal shapes, got {tuple(x.shape)} and {tuple(y.shape)}")
-    if use_native(x):
-        dots: Tensor = torch.ops.ostinato.row_dot(x, y)
-        return dots.view(*x.shape[:-1], 1)
-    return (x * y).sum(-1, keepdim=True)
+def swiglu(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """silu of the first half of every row times the second: [..., 2 D] fp32 -> [..., D] in `dtype` (Shazeer 2020)."""
+    if x.shape[-1] % 2:
+        raise ValueError(f"swiglu needs rows of two halves, got {x.shape[-1]} elements")
+    y: Tensor = dispatch.operators(x).swiglu(_float32(x), dtype)
+    return y
 
 
-def row_norm(x: Tensor) -> Tensor:
-    """Euclidean norm over the last dimension: [..., K] -> [..., 1], fp32, with a correctly rounded root."""
-    x = _float32(x)
-    if use_native(x):
-        norms: Tensor = torch.ops.ostinato.row_norm(x)
-        return norms.view(*x.shape[:-1], 1)
-    return row_dot(x, x).sqrt()
+def relu_square(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """max(x, 0)^2, elementwise: fp32 -> `dtype` (So et al. 2021, Primer)."""
+    y: Tensor = dispatch.operators(x).relu_square(_float32(x), dtype)
+    return y
 
 
-def rms_norm_ref(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """Zhang and Sennrich 2019, equation 4, with eps inside the root."""
-    scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-    return (x * scale * weight).to(dtype)
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    dtype: torch.dtype = torch.float32,
+    *,
+    gate: Tensor | None = None,
+    gate_first: bool = False,
+) -> Tensor:
+    """RMSNorm over the last dimension, with an optional gate.
 
+    x: [..., D] with weight [D], or [..., G, D] with weight [G, D]; gate: as many elements as x, whose silu multiplies
+    the result, or x itself when `gate_first`; all fp32. Returns x's shape in `dtype`.
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    """RMSNorm over the last dimension.
-
-    x: [..., D] fp32; weight: [D] fp32. Returns [..., D] in `dtype`. Source: Zhang and Sennrich 2019, equation 4.
+    Sources: Zhang and Sennrich 2019, equation 4; for the gate Yang et al. 2023 (GLA), section 4.4, and, first, Dao and
+    Gu 2024 (Mamba-2), section 7.
     """
     x, weight = _float32(x), _float32(weight)
-    if weight.shape != x.shape[-1:]:
-        raise ValueError(f"rms_norm: rows of {x.shape[-1]} need as many weights, got {tuple(weight.shape)}")
-    if use_native(x):
-        y: Tensor = torch.ops.ostinato.rms_norm(x, weight, eps, dtype)
-        return y
-    return rms_norm_ref(x, weight, eps, dtype)
-
-
-def layer_norm_ref(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """Ba et al. 2016, equation 4, with the biased variance."""
-    centred = x - x.mean(-1, keepdim=True)
-    scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-    return (centred * scale * weight + bias).to(dtype)
+    _check_weight("rms_norm", x, weight)
+    if gate is not None:
+        if gate.numel() != x.numel():
+            raise ValueError(f"rms_norm: a gate {tuple(gate.shape)} does not fit {tuple(x.shape)}")
+        gate = _float32(gate)
+    y: Tensor = dispatch.operators(x).rms_norm(x, weight, eps, dtype, gate, gate_first)
+    return y
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -106,11 +170,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
     Source: Ba et al. 2016, equation 4; Wu and He 2018 for groups.
     """
     x, weight, bias = _float32(x), _float32(weight), _float32(bias)
-    if weight.shape != x.shape[x.dim() - weight.dim() :] or bias.shape != weight.shape:
-        raise ValueError(
-            f"layer_norm: weight {tuple(weight.shape)} and bias {tuple(bias.shape)} do not fit rows of {tuple(x.shape)}"
-        )
-    if use_native(x):
-        y: Tensor = torch.ops.ostinato.layer_norm(x, weight, bias, eps, dtype)
-        return y
-    return layer_norm_ref(x, weight, bias, eps, dtype)
+    _check_weight("layer_norm", x, weight)
+    if bias.shape != weight.shape:
+        raise ValueError(f"layer_norm: bias {tuple(bias.shape)} does not fit weight {tuple(weight.shape)}")
+    y: Tensor = dispatch.operators(x).layer_norm(x, weight, bias, eps, dtype)
+    return y
+
+
+def _check_weight(name: str, x: Tensor, weight: Tensor) -> None:
+    if weight.shape != x.shape[x.dim() - weight.dim() :]:
+        raise ValueError(f"{name}: weight {tuple(weight.shape)} does not fit rows of {tuple(x.shape)}")

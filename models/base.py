@@ -8,6 +8,8 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from ostinato.kernels.packed import Packed
+
 
 @dataclass(frozen=True, slots=True)
 class StateTensor:
@@ -43,17 +45,6 @@ class StateSpec:
 
 StateTensors: TypeAlias = Mapping[str, Tensor]
 """The state pool by name: each [layers, slots, *shape]."""
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """Where the tokens of one forward pass belong (see `ostinato.kernels.packed`).
-
-    slots: [B] int32, -1 for padding; starts: [B + 1] int32, cumulative lengths from 0 to T.
-    """
-
-    slots: Tensor
-    starts: Tensor
 
 
 class Model(Protocol):

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ostinato.kernels import rows
 from ostinato.kernels.linear import Linear
+from ostinato.kernels.packed import Packed
 from ostinato.kernels.recurrence import recurrence
-from ostinato.models.base import Packed, StateSpec, StateTensor, StateTensors
+from ostinato.models.base import StateSpec, StateTensor, StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
 from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
@@ -86,34 +87,31 @@ class GLAMixer:
     norm: RMSNorm
     output: Linear
 
-    def __call__(self, u: Tensor, batch: Packed, state: Tensor) -> Tensor:
-        """u: [T, hidden]; state: [slots, heads, value, key]. Returns [T, hidden] fp32."""
-        c, tokens = self.config, u.shape[0]
+    def __call__(self, u: Tensor, batch: Packed, state: Tensor, residual: Tensor) -> Tensor:
+        """u: [T, hidden]; state: [slots, heads, value, key]; residual: [T, hidden] fp32.
+
+        Returns residual and output together: [T, hidden] fp32.
+        """
+        c = self.config
         kv = (c.kv_heads * c.key, c.kv_heads * c.value)
         q, k, v, low, swish = self.inputs(u).split(
             [c.heads * c.key, *kv, GATE_RANK, c.heads * c.value * c.output_gate], dim=-1
         )
         o = recurrence(
-            q.view(tokens, c.heads, c.key) * c.key**-0.5,
-            self._per_head(k, c.key),
-            self._per_head(v, c.value),
+            q.unflatten(-1, (c.heads, c.key)),
+            k.unflatten(-1, (c.kv_heads, c.key)),
+            v.unflatten(-1, (c.kv_heads, c.value)),
             state,
-            batch.slots,
-            batch.starts,
-            decay=rows.exp(self._log_decay(low)),
+            batch,
+            log_decay=self._log_decay(low).unflatten(-1, (c.kv_heads, c.key)),
+            scale=c.key**-0.5,
         )
-        o = self.norm(o, torch.float32).view(tokens, -1)
-        return self.output(o * rows.silu(swish) if c.output_gate else o)
-
-    def _per_head(self, x: Tensor, size: int) -> Tensor:
-        c = self.config
-        return x.reshape(-1, c.kv_heads, size).repeat_interleave(c.heads // c.kv_heads, dim=1)
+        o = self.norm(o, self.output.dtype, gate=swish if c.output_gate else None)
+        return self.output(o.flatten(1), residual)
 
     def _log_decay(self, low: Tensor) -> Tensor:
-        log_decay = rows.log_sigmoid(self.gate(low)) / GATE_NORMALIZER
-        if self.config.gate_minimum is not None:
-            log_decay = log_decay.clamp(min=self.config.gate_minimum)
-        return self._per_head(log_decay, self.config.key)
+        log_decay = rows.log_sigmoid(self.gate(low), 1 / GATE_NORMALIZER)
+        return log_decay if self.config.gate_minimum is None else log_decay.clamp(min=self.config.gate_minimum)
 
 
 def _read_mixer(read: WeightReader, name: str, c: GLAConfig) -> GLAMixer:
@@ -148,8 +146,8 @@ class GLABlock:
 
     def __call__(self, x: Tensor, batch: Packed, state: Tensor, dtype: torch.dtype) -> Tensor:
         """x: [T, hidden] fp32; state as in `GLAMixer`; dtype: of the norms' outputs. Returns [T, hidden] fp32."""
-        x = x + self.mixer(self.mixer_norm(x, dtype), batch, state)
-        return x + self.mlp(self.mlp_norm(x, dtype))
+        x = self.mixer(self.mixer_norm(x, dtype), batch, state, x)
+        return self.mlp(self.mlp_norm(x, dtype), x)
 
 
 def _read_block(read: WeightReader, name: str, c: GLAConfig) -> GLABlock:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ostinato.kernels import rows
-from ostinato.kernels.dispatch import use_prepacked
 from ostinato.kernels.linear import Linear
 
 
@@ -75,9 +74,10 @@ class WeightReader:
         """The output projection [rows, hidden]: `embedding` itself if it is tied and `name` is not on disk."""
         if not tied or self.source.has(name):
             return self.linear(name, rows, hidden)
-        if use_prepacked(embedding.weight):  # reordered for the product, besides the one for lookup
+        head = Linear(embedding.weight)
+        if head.packed:  # a copy for the product, besides the one for lookup
             self.num_bytes += embedding.weight.numel() * embedding.weight.element_size()
-        return Linear(embedding.weight)
+        return head
 
     def _placed(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         # A copy, always: the checkpoint's memory map is closed after loading.
@@ -88,14 +88,16 @@ class WeightReader:
 
 @dataclass(frozen=True, slots=True)
 class RMSNorm:
-    """weight: [D] fp32."""
+    """weight: [D] fp32, or [G, D] to normalise groups apart."""
 
     weight: Tensor
     eps: float
 
-    def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """x: [..., D] fp32. Returns the same shape in `dtype`."""
-        return rows.rms_norm(x, self.weight, self.eps, dtype)
+    def __call__(
+        self, x: Tensor, dtype: torch.dtype, *, gate: Tensor | None = None, gate_first: bool = False
+    ) -> Tensor:
+        """x: [..., D] fp32; gate: as `rows.rms_norm` says. Returns x's shape in `dtype`."""
+        return rows.rms_norm(x, self.weight, self.eps, dtype, gate=gate, gate_first=gate_first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +120,9 @@ class GatedMLP:
     gate_up: Linear
     down: Linear
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [T, hidden]. Returns [T, hidden] fp32."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(rows.silu(gate) * up)
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x: [T, hidden]; residual: [T, hidden] fp32, added to the result. Returns [T, hidden] fp32."""
+        return self.down(rows.swiglu(self.gate_up(x), self.down.dtype), residual)
 
 
 @dataclass(frozen=True, slots=True)

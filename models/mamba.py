@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ostinato.kernels import rows
 from ostinato.kernels.conv import causal_conv
 from ostinato.kernels.linear import Linear
+from ostinato.kernels.packed import Packed
 from ostinato.kernels.recurrence import recurrence
-from ostinato.models.base import Packed, StateSpec, StateTensor, StateTensors
+from ostinato.models.base import StateSpec, StateTensor, StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
 from ostinato.models.layers import Embedding, RMSNorm, WeightReader
@@ -102,7 +102,7 @@ def read_original_config(checkpoint: Checkpoint) -> MambaConfig:
 
 @dataclass(frozen=True, slots=True)
 class MambaMixer:
-    """Algorithm 2 of the paper. rate: [inner, state], which is A = -exp(A_log)."""
+    """Algorithm 2 of the paper. rate: [1, inner, state], which is A = -exp(A_log); step_bias, skip: [1, inner]."""
 
     config: MambaConfig
     in_proj: Linear
@@ -110,28 +110,33 @@ class MambaMixer:
     conv_bias: Tensor | None
     x_proj: Linear
     dt_proj: Linear
+    step_bias: Tensor
     rate: Tensor
     skip: Tensor
     out_proj: Linear
 
-    def __call__(self, u: Tensor, batch: Packed, conv: Tensor, ssm: Tensor) -> Tensor:
-        """u: [T, hidden]; conv: [slots, width - 1, inner]; ssm: [slots, inner, state]. Returns [T, hidden] fp32."""
+    def __call__(self, u: Tensor, batch: Packed, conv: Tensor, ssm: Tensor, residual: Tensor) -> Tensor:
+        """u: [T, hidden]; conv: [slots, width - 1, inner]; ssm: [slots, inner, state]; residual: [T, hidden] fp32.
+
+        Returns residual and output together: [T, hidden] fp32.
+        """
         c = self.config
         x, z = self.in_proj(u).split(c.inner, dim=-1)
-        x = causal_conv(x.to(conv.dtype), self.conv_weight, self.conv_bias, conv, batch.slots, batch.starts)
+        x = causal_conv(x, self.conv_weight, self.conv_bias, conv, batch)
         dt, b, q = self.x_proj(x).split([c.dt_rank, c.state, c.state], dim=-1)
-        step = rows.softplus(self.dt_proj(dt))
         y = recurrence(
             q.unsqueeze(1),
             b.unsqueeze(1),
-            (step * x).unsqueeze(1),
+            x.unsqueeze(1),
             ssm.unsqueeze(1),
-            batch.slots,
-            batch.starts,
-            rate=self.rate.unsqueeze(0),
-            step=step.unsqueeze(1),
-        ).squeeze(1)
-        return self.out_proj((y + self.skip * x) * rows.silu(z))
+            batch,
+            rate=self.rate,
+            step=self.dt_proj(dt).unsqueeze(1),
+            step_bias=self.step_bias,
+            skip=self.skip,
+            gate=z.unsqueeze(1),
+        )
+        return self.out_proj(y.squeeze(1), residual)
 
 
 def _read_mixer(read: WeightReader, name: str, c: MambaConfig) -> MambaMixer:
@@ -142,9 +147,10 @@ def _read_mixer(read: WeightReader, name: str, c: MambaConfig) -> MambaMixer:
         conv_weight=conv.squeeze(1).T.contiguous(),
         conv_bias=read.tensor(f"{name}.conv1d.bias", c.inner) if c.conv_bias else None,
         x_proj=read.linear(f"{name}.x_proj.weight", c.dt_rank + 2 * c.state, c.inner),
-        dt_proj=read.linear(f"{name}.dt_proj.weight", c.inner, c.dt_rank, bias=f"{name}.dt_proj.bias"),
-        rate=read.tensor(f"{name}.A_log", c.inner, c.state).exp().neg(),
-        skip=read.tensor(f"{name}.D", c.inner),
+        dt_proj=read.linear(f"{name}.dt_proj.weight", c.inner, c.dt_rank),
+        step_bias=read.tensor(f"{name}.dt_proj.bias", c.inner).unsqueeze(0),
+        rate=read.tensor(f"{name}.A_log", c.inner, c.state).exp().neg().unsqueeze(0),
+        skip=read.tensor(f"{name}.D", c.inner).unsqueeze(0),
         out_proj=_projection(read, f"{name}.out_proj", c.hidden, c.inner, c),
     )
 
@@ -184,7 +190,7 @@ class Mamba:
         """See `Model.forward`."""
         x = self._embedding(tokens)
         for i, (norm, mixer) in enumerate(self._layers):
-            x = x + mixer(norm(x, self.dtype), batch, pool["conv"][i], pool["ssm"][i])
+            x = mixer(norm(x, self.dtype), batch, pool["conv"][i], pool["ssm"][i], x)
         return self._norm(x, self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """RWKV-7 "Goose" (Peng et al. 2025), in the flash-linear-attention layout; `rwkv7_pth.py` reads the original one."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -8,15 +7,14 @@ from torch import Tensor
 
 from ostinato.kernels import rows
 from ostinato.kernels.linear import Linear
-from ostinato.kernels.packed import token_shift
+from ostinato.kernels.packed import Packed
 from ostinato.kernels.recurrence import recurrence
-from ostinato.models.base import Packed, StateSpec, StateTensor, StateTensors
+from ostinato.kernels.rwkv7 import rwkv7_inputs, rwkv7_output
+from ostinato.kernels.shift import token_shift
+from ostinato.models.base import StateSpec, StateTensor, StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.layers import Embedding, LayerNorm, LowRank, WeightReader
 from ostinato.models.rwkv7_config import RWKV7Config, read_config
-
-DECAY_SCALE = math.exp(-0.5)  # the paper's bound on how fast a channel may forget (section 4)
-
 
 @dataclass(frozen=True, slots=True)
 class TimeMix:
@@ -41,43 +39,42 @@ class TimeMix:
     output: Linear
 
     def __call__(
-        self, x: Tensor, batch: Packed, shift: Tensor, state: Tensor, v_first: Tensor | None
+        self, x: Tensor, batch: Packed, shift: Tensor, state: Tensor, v_first: Tensor | None, residual: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """x: [T, C] in the model's dtype; shift: [slots, C]; state: [slots, H, head, head]; v_first: [T, C] fp32.
+        """x: [T, C] in the model's dtype; shift: [slots, C]; state: [slots, H, head, head]; v_first, residual: [T, C]
+        fp32.
 
-        Returns the output [T, C] fp32 and the first layer's values.
+        Returns residual and output together, [T, C] fp32, and the first layer's values.
         """
-        xr, xw, xk, xv, xa, xg = _mixed(x, shift, batch, self.mix)
-        r, k, v = self.receptance(xr), self.key(xk), self.value(xv)
-        if self.first_value is None or v_first is None:
-            v_first = v
-        else:
-            v = v + (v_first - v) * rows.sigmoid(self.first_value(xv))
-        decay = rows.exp(rows.sigmoid(self.decay(xw, rows.tanh)) * -DECAY_SCALE)
-        rate = rows.sigmoid(self.rate(xa))
-        removal = self._unit_heads(k * self.key_norm)
-        k = k * (1 + (rate - 1) * self.key_gate)
-        r, k, v = self._heads(r), self._heads(k), self._heads(v)
-        y = recurrence(
-            r,
-            k,
+        c = self.config
+        xr, xw, xk, xv, xa, xg = token_shift(x, self.mix, shift, batch)
+        r, v = self.receptance(xr), self.value(xv)
+        log_decay, k, a, b, v_mixed = rwkv7_inputs(
+            self.key(xk),
             v,
-            state,
-            batch.slots,
-            batch.starts,
-            decay=self._heads(decay),
-            a=-removal,
-            b=removal * self._heads(rate),
+            self.decay(xw, rows.tanh),
+            self.rate(xa),
+            None if self.first_value is None else v_first,
+            None if self.first_value is None else self.first_value(xv),
+            self.key_norm,
+            self.key_gate,
+            c.heads,
         )
-        y = self.norm(y, torch.float32) + rows.row_dot(r * self.bonus, k) * v
-        return self.output(y.view(x.shape) * self.gate(xg, rows.sigmoid)), v_first
+        y = recurrence(
+            *(self._heads(operand) for operand in (r, k, v_mixed)),
+            state,
+            batch,
+            log_decay=self._heads(log_decay),
+            a=self._heads(a),
+            b=self._heads(b),
+        )
+        gate = self.gate(xg, rows.sigmoid)
+        norm = self.norm
+        y = rwkv7_output(y, r, k, v_mixed, gate, self.bonus, norm.weight, norm.bias, norm.eps, self.output.dtype)
+        return self.output(y, residual), v if v_first is None else v_first
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.view(-1, self.config.heads, self.config.head)
-
-    def _unit_heads(self, x: Tensor) -> Tensor:
-        x = self._heads(x)
-        return x / rows.row_norm(x).clamp(min=1e-12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +85,18 @@ class ChannelMix:
     key: Linear
     value: Linear
 
-    def __call__(self, x: Tensor, batch: Packed, shift: Tensor) -> Tensor:
-        """x: [T, C] in the model's dtype; shift: [slots, C]. Returns [T, C] fp32."""
-        (xk,) = _mixed(x, shift, batch, self.mix)
-        return self.value(self.key(xk).relu().square())
+    def __call__(self, x: Tensor, batch: Packed, shift: Tensor, residual: Tensor) -> Tensor:
+        """x: [T, C] in the model's dtype; shift: [slots, C]; residual: [T, C] fp32.
 
-
-def _mixed(x: Tensor, shift: Tensor, batch: Packed, mix: Tensor) -> Tensor:
-    """Moves x towards the previous token's, once per row of mix: [T, C], [n, C] -> [n, T, C] fp32."""
-    previous = token_shift(x, shift, batch.slots, batch.starts)
-    x = x.float()
-    return x + (previous.float() - x) * mix.unsqueeze(1)
+        Returns residual and output together: [T, C] fp32.
+        """
+        (xk,) = token_shift(x, self.mix, shift, batch)
+        return self.value(rows.relu_square(self.key(xk), self.value.dtype), residual)
 
 
 @dataclass(frozen=True, slots=True)
 class RWKV7Block:
-    """One layer. The norms give the model's dtype; `RWKV7.forward` adds the residual connections."""
+    """One layer. The norms give the model's dtype."""
 
     time_norm: LayerNorm
     time: TimeMix
@@ -139,11 +132,10 @@ class RWKV7:
         x = self._embedding_norm(self._embedding(tokens), torch.float32)
         v_first: Tensor | None = None
         for i, block in enumerate(self._blocks):
-            mixed, v_first = block.time(
-                block.time_norm(x, self.dtype), batch, pool["time_shift"][i], pool["wkv"][i], v_first
+            x, v_first = block.time(
+                block.time_norm(x, self.dtype), batch, pool["time_shift"][i], pool["wkv"][i], v_first, x
             )
-            x = x + mixed
-            x = x + block.channel(block.channel_norm(x, self.dtype), batch, pool["channel_shift"][i])
+            x = block.channel(block.channel_norm(x, self.dtype), batch, pool["channel_shift"][i], x)
         return self._norm(x, self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:

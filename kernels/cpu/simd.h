@@ -14,6 +14,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <tuple>
+#include <type_traits>
 
 namespace ostinato {
 
@@ -26,6 +28,13 @@ inline Vec load(const float* p, int64_t count) { return count == kLanes ? Vec::l
 
 template <typename T>
 Vec load(const T* p, int64_t count) {
+  if constexpr (std::is_same_v<T, c10::BFloat16>) {
+    if (count == kLanes) {
+      Vec x;
+      at::vec::load_fp32_from_bf16(p, x);
+      return x;
+    }
+  }
   alignas(64) float buffer[kLanes] = {};
   for (int64_t i = 0; i < count; ++i) buffer[i] = static_cast<float>(p[i]);
   return Vec::loadu(buffer);
@@ -35,6 +44,7 @@ inline void store(float* p, Vec x, int64_t count) { x.store(p, count); }
 
 template <typename T>
 void store(T* p, Vec x, int64_t count) {
+  if constexpr (std::is_same_v<T, c10::BFloat16>) return at::vec::convert_float_bfloat16(x, x).store(p, count);
   alignas(64) float buffer[kLanes];
   x.store(buffer);
   for (int64_t i = 0; i < count; ++i) p[i] = static_cast<T>(buffer[i]);
@@ -59,6 +69,39 @@ float sum_row(int64_t n, F f) {
 template <typename F>
 void map_row(int64_t n, F f) {
   for (int64_t i = 0; i < n; i += kLanes) f(i, lanes_left(i, n));
+}
+
+struct RowMoments {
+  float mean, scale;  // scale = 1 / sqrt(variance + eps), with the biased variance
+};
+
+inline RowMoments row_moments(const float* x, int64_t width, float eps) {
+  const float mean = sum_row(width, [&](int64_t i, int64_t n) { return load(x + i, n); }) / static_cast<float>(width);
+  const float squares = sum_row(width, [&](int64_t i, int64_t n) {
+    const Vec d = Vec::set(Vec(0.f), load(x + i, n) - Vec(mean), n);
+    return d * d;
+  });
+  return {mean, 1.f / std::sqrt(squares / static_cast<float>(width) + eps)};
+}
+
+// x as it is after having been stored as T.
+template <typename T>
+Vec rounded(Vec x) {
+  if constexpr (std::is_same_v<T, float>) return x;
+  if constexpr (std::is_same_v<T, c10::BFloat16>)
+    return std::get<0>(at::vec::convert_bfloat16_float(at::vec::convert_float_bfloat16(x, x)));
+  alignas(64) T buffer[kLanes];
+  store(buffer, x, kLanes);
+  return load(buffer, kLanes);
+}
+
+// dst[j * dst_stride + i] = src[i * src_stride + j] for i < rows, j < columns.
+inline void transpose(const float* src, int64_t src_stride, float* dst, int64_t dst_stride, int64_t rows,
+                      int64_t columns) {
+  for (int64_t i = 0; i < rows; i += kLanes)
+    for (int64_t j = 0; j < columns; j += kLanes)
+      at::vec::transpose_mxn<float>(src + i * src_stride + j, src_stride, dst + j * dst_stride + i, dst_stride,
+                                    static_cast<int>(lanes_left(i, rows)), static_cast<int>(lanes_left(j, columns)));
 }
 
 inline Vec exp(Vec x) { return x.exp(); }

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ostinato.kernels.dispatch import rows_are_exact, supported_dtypes
-from ostinato.kernels.linear import Linear, padded_rows
+from ostinato.kernels.dispatch import supported_dtypes
+from ostinato.kernels.linear import Linear
 from tests.kernels.random_batches import relative_error
 
 DTYPES = supported_dtypes(torch.device("cpu"))
@@ -42,11 +42,6 @@ def test_no_rows_give_no_rows() -> None:
 
 
 @pytest.mark.skipif(torch.bfloat16 not in DTYPES, reason="needs a CPU that computes in bf16 (AVX-512 or newer)")
-def test_amx_is_off_in_time() -> None:
-    assert rows_are_exact()
-
-
-@pytest.mark.skipif(torch.bfloat16 not in DTYPES, reason="needs a CPU that computes in bf16 (AVX-512 or newer)")
 @pytest.mark.parametrize(("into", "out"), [(16, 128), (128, 16), (2048, 256)])
 def test_rounding_does_not_hide_another_order_of_summation(into: int, out: int) -> None:
     """Sums that nearly cancel keep fewer of their leading bits, so rounding to bf16 shows fp32's last ones."""
@@ -58,9 +53,3 @@ def test_rounding_does_not_hide_another_order_of_summation(into: int, out: int) 
     for rows in (1, 2, 3, 4, 5, 17, 70):
         assert torch.equal(torch.cat([linear(part) for part in x.split(rows)]), whole), rows
 
-
-def test_rows_are_padded_by_at_most_an_eighth_to_few_sizes() -> None:
-    sizes = {rows: padded_rows(rows) for rows in range(1, 1025)}
-    assert all(rows <= size <= max(rows + 1, rows * 1.125) for rows, size in sizes.items())
-    assert len(set(sizes.values())) <= 60
-    assert all(padded_rows(size) == size for size in sizes.values())

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ostinato.models.base import Model, Packed
+from ostinato.kernels.packed import Packed
+from ostinato.models.base import Model
 
 SLOTS = 3
 SLOT = 1  # neither the first nor the last
@@ -24,9 +25,7 @@ class Reader:
 
     def read(self, ids: Sequence[int]) -> torch.Tensor:
         """The fp32 logits [len(ids), rows] after each of the next tokens."""
-        batch = Packed(
-            slots=torch.tensor([SLOT], dtype=torch.int32), starts=torch.tensor([0, len(ids)], dtype=torch.int32)
-        )
+        batch = Packed.of([SLOT], [len(ids)])
         with torch.inference_mode():
             hidden = self._model.forward(torch.tensor(ids), batch, self._pool)
             return self._model.logits(hidden)

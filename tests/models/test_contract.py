@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ostinato.engine.state_pool import StatePool
 from ostinato.kernels.dispatch import supported_dtypes
-from ostinato.models.base import Model, Packed
+from ostinato.kernels.packed import Packed
+from ostinato.models.base import Model
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.registry import ARCHITECTURES, load_model
 
@@ -49,8 +50,7 @@ class Reader:
     def read(self, chunks: dict[int, list[int]]) -> dict[int, Tensor]:
         """chunks: slot -> tokens; slot -1 is padding. Returns slot -> logits [length, rows]."""
         lengths = [len(tokens) for tokens in chunks.values()]
-        starts = torch.tensor([0, *lengths]).cumsum(0)
-        batch = Packed(torch.tensor(list(chunks), dtype=torch.int32), starts.to(torch.int32))
+        batch = Packed.of(list(chunks), lengths)
         tokens = torch.tensor([token for tokens in chunks.values() for token in tokens])
         logits = self.model.logits(self.model.forward(tokens, batch, self.pool.tensors))
         return dict(zip(chunks, logits.split(lengths), strict=True))

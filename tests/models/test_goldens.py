@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ostinato.kernels.dispatch import supported_dtypes, use_prepacked
+from ostinato.kernels.dispatch import product, supported_dtypes
 from ostinato.models.base import Model
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.registry import load_model
@@ -21,7 +21,7 @@ FP32_ERROR = 1e-5
 # Twice what was measured with weights and inputs of projections in bf16: the larger of the two prompts.
 BF16_ERROR = {"mamba_hf": 0.092, "mamba_orig": 0.052, "rwkv7_fla": 0.020, "rwkv7_pth": 0.020, "gla": 0.020}
 
-PREPACKED = use_prepacked(torch.empty(0))
+PACKED = product(torch.empty(0)) != "plain"
 BF16 = torch.bfloat16 in supported_dtypes(torch.device("cpu"))
 
 OWN_DTYPES = [("rwkv7_fla", torch.bfloat16 if BF16 else torch.float32), ("mamba_hf", torch.float32)]
@@ -78,7 +78,7 @@ def test_the_checkpoints_own_dtype_is_the_default_where_it_is_computed(name: str
 @pytest.mark.parametrize(("name", "file"), [("mamba_hf", "model.safetensors"), ("gla", "model.safetensors")])
 def test_weight_bytes_count_the_copy_that_a_tied_head_makes(name: str, file: str) -> None:
     stored = load_file(PATHS[name] / file)
-    copied = () if "lm_head.weight" in stored or not PREPACKED else (stored["backbone.embeddings.weight"],)
+    copied = () if "lm_head.weight" in stored or not PACKED else (stored["backbone.embeddings.weight"],)
     elements = sum(tensor.numel() for tensor in (*stored.values(), *copied))
     assert golden_model(name, torch.float32).weight_bytes == 4 * elements
 

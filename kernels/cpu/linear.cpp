@@ -1,0 +1,81 @@
+// Projections: y = x W^T + bias + residual in fp32, each row of y computed as if it were alone.
+//
+// A weight packed for AMX (amx.h) or reordered by oneDNN: kernels/linear.py chooses, and says why.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include "amx.h"
+#include "dtypes.h"
+#include "finish.h"
+#include "parallel.h"
+
+namespace ostinato {
+namespace {
+
+using Optional = const std::optional<at::Tensor>&;
+
+// oneDNN compiles and keeps code for every number of rows that it meets, so these are few: 16 even numbers up to 32,
+// then 8 in every doubling, at most an eighth more than there are. Never one: that is another algorithm.
+int64_t padded_rows(int64_t rows) {
+  int64_t unit = 2;
+  while (unit * 16 < rows) unit *= 2;
+  return std::max<int64_t>(2, blocks_of(rows, unit) * unit);
+}
+
+at::Tensor onednn_rows(const at::Tensor& x, at::ScalarType dtype) {
+  const int64_t rows = x.size(0), padded = padded_rows(rows);
+  if (padded == rows) return x.to(dtype).contiguous();
+  at::Tensor input = at::zeros({padded, x.size(1)}, x.options().dtype(dtype));
+  input.narrow(0, 0, rows).copy_(x);
+  return input;
+}
+
+at::Tensor call_onednn(const at::Tensor& x, const at::Tensor& weight) {
+  static const auto operation =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
+          .typed<at::Tensor(const at::Tensor&, const at::Tensor&, Optional, std::string_view,
+                            c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>)>();
+  return operation.call(x, weight, std::nullopt, "none", c10::List<std::optional<at::Scalar>>(), "");
+}
+
+at::Tensor call_plain(const at::Tensor& x, const at::Tensor& weight) { return at::linear(x, weight); }
+
+// The rows of y; those of x beyond them are padding.
+void library_product(at::Tensor (*multiply)(const at::Tensor&, const at::Tensor&), const at::Tensor& x,
+                     const at::Tensor& weight, const float* bias, const float* residual, at::Tensor& y) {
+  const int64_t rows = y.size(0), outputs = y.size(1);
+  const at::Tensor product = multiply(x, weight);
+  with_dtype(product.scalar_type(), [&](auto type) {
+    const auto* from = product.const_data_ptr<decltype(type)>();
+    float* to = y.mutable_data_ptr<float>();
+    at::parallel_for(0, rows, rows_per_task(outputs), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin * outputs; i < end * outputs; i += outputs)
+        finish_row(from + i, bias, residual ? residual + i : nullptr, to + i, outputs);
+    });
+  });
+}
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, Optional bias, Optional residual, int64_t outputs) {
+  at::Tensor y = at::empty({x.size(0), outputs}, x.options().dtype(at::kFloat));
+  if (!x.size(0)) return y;
+  const at::Tensor rows = x.stride(1) == 1 ? x : x.contiguous();
+  const float* bias_ = bias ? bias->const_data_ptr<float>() : nullptr;
+  const float* residual_ = residual ? residual->const_data_ptr<float>() : nullptr;
+  if (weight.is_mkldnn())
+    library_product(call_onednn, onednn_rows(rows, weight.scalar_type()), weight, bias_, residual_, y);
+  else if (weight.dim() == 5)
+    amx_product(rows, weight, bias_, residual_, y);
+  else
+    library_product(call_plain, rows.to(weight.scalar_type()), weight, bias_, residual_, y);
+  return y;
+}
+
+TORCH_LIBRARY_IMPL(ostinato, CPU, m) { m.impl("linear", linear); }
+// A weight that oneDNN has reordered has a dispatch key of its own.
+TORCH_LIBRARY_IMPL(ostinato, MkldnnCPU, m) { m.impl("linear", linear); }
+
+}  // namespace
+}  // namespace ostinato

@@ -1,0 +1,368 @@
+// The recurrence of kernels/recurrence.py over packed sequences, in place by slot.
+//
+// Every row v of S [V,K] evolves by itself, so rows are the vector lanes: a task takes a few rows of one head of one
+// sequence, keeps them transposed, as [K, lanes], in its first-level cache and walks all tokens ("head outside, token
+// inside"). Sums over K need no sum over lanes that way, and have one fixed order: kChains partial sums, k by k. What
+// depends on the token but not on the row (exp of decays, normalised keys) is prepared once for a block of tokens.
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <array>
+#include <vector>
+
+#include "packed.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace ostinato {
+namespace {
+
+enum class Decay { kNone, kScalar, kVector, kMatrix };
+enum class Delta { kNone, kBeta, kGeneral };
+
+constexpr int64_t kTokens = 16;       // tokens that are prepared at a time
+constexpr int64_t kTogether = 4;      // of these, tokens that meet a vector of S while it is in a register
+constexpr int64_t kChains = 4;        // partial sums of a sum over K
+constexpr int64_t kTileBytes = 16384; // of S, kept in the first-level cache
+constexpr float kNormalizeEps = 1e-6f;
+
+struct Recurrence {
+  Operand q, k, v, log_decay, step, beta, a, b, gate;
+  const float *rate, *step_bias, *bonus, *skip;  // parameters, or null
+  bool skip_per_row, normalize;
+  float scale;
+  Packed batch;
+  int64_t heads, rows, width;  // rows = V, width = K
+  void* state;                 // [slots,H,V,K]
+  float* y;                    // [T,H,V]
+};
+
+// Everything that a block of tokens shares over the rows of one head: [kTokens, K], or [kTokens].
+struct Block {
+  explicit Block(int64_t width)
+      : k_stride(width), q(kTokens * width), k(kTokens * width), d(kTokens * width), a(kTokens * width), b(kTokens * width) {}
+  int64_t k_stride;
+  std::vector<float> q, k, d, a, b;
+  std::array<float, kTokens> scalar_decay, scalar_step, beta, bonus;
+};
+
+void scale_row(const float* from, float* to, int64_t width, bool normalize, float scale) {
+  if (normalize) {
+    const float squares = sum_row(width, [&](int64_t i, int64_t n) { return load(from + i, n) * load(from + i, n); });
+    scale /= std::sqrt(squares + kNormalizeEps);
+  }
+  map_row(width, [&](int64_t i, int64_t n) { store(to + i, load(from + i, n) * Vec(scale), n); });
+}
+
+float softplus_of(float x) {
+  alignas(64) float lane[kLanes];
+  softplus(Vec(x)).store(lane);
+  return lane[0];
+}
+
+float exp_of(float x) {
+  alignas(64) float lane[kLanes];
+  exp(Vec(x)).store(lane);
+  return lane[0];
+}
+
+// The step size of a token that all rows of a head share.
+float head_step(const Recurrence& p, int64_t t, int64_t head) {
+  const float step = *p.step.at(t, head);
+  return p.step_bias ? softplus_of(step + p.step_bias[head]) : step;
+}
+
+template <Decay kDecay, Delta kDelta>
+void prepare(const Recurrence& p, int64_t head, int64_t first, int64_t count, Block& block) {
+  const int64_t width = p.width;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t t = first + i, at = i * width;
+    scale_row(p.q.at(t, head), &block.q[at], width, p.normalize, p.scale);
+    scale_row(p.k.at(t, head), &block.k[at], width, p.normalize, 1.f);
+    if constexpr (kDecay == Decay::kVector)
+      map_row(width, [&](int64_t j, int64_t n) { store(&block.d[at + j], exp(load(p.log_decay.at(t, head) + j, n)), n); });
+    if constexpr (kDecay == Decay::kScalar) {
+      const float step = p.rate ? head_step(p, t, head) : 1.f;
+      block.scalar_step[i] = step;
+      block.scalar_decay[i] = exp_of(p.rate ? step * p.rate[head] : *p.log_decay.at(t, head));
+    }
+    if constexpr (kDelta == Delta::kGeneral) {
+      std::copy_n(p.a.at(t, head), width, &block.a[at]);
+      std::copy_n(p.b.at(t, head), width, &block.b[at]);
+    }
+    if constexpr (kDelta == Delta::kBeta) {
+      block.beta[i] = *p.beta.at(t, head);
+      // What the decayed state recalls for k is what the state recalls for D k.
+      map_row(width, [&](int64_t j, int64_t n) {
+        Vec x = load(&block.k[at + j], n);
+        if constexpr (kDecay == Decay::kVector) x = x * load(&block.d[at + j], n);
+        if constexpr (kDecay == Decay::kScalar) x = x * Vec(block.scalar_decay[i]);
+        store(&block.a[at + j], x, n);
+      });
+    }
+    if (p.bonus)
+      block.bonus[i] = sum_row(width, [&](int64_t j, int64_t n) {
+        return load(p.bonus + head * width + j, n) * load(&block.k[at + j], n) * load(&block.q[at + j], n);
+      });
+  }
+}
+
+// kLanes rows of S during a scan: s and (for a matrix decay) rate are [K, stride], at this tile's first lane.
+struct Tile {
+  float* s;
+  const float* rate;
+  int64_t stride;
+  int64_t head, row, count;  // its rows of the head
+};
+
+using Chains = std::array<Vec, kChains>;
+
+inline Chains zero_chains() { return {Vec(0.f), Vec(0.f), Vec(0.f), Vec(0.f)}; }
+inline Vec total(const Chains& x) { return (x[0] + x[1]) + (x[2] + x[3]); }
+
+// What a token brings to the rows of a tile: its value as read (x), as it enters the state (v), and the step size.
+struct Values {
+  Vec x, v, step;
+};
+
+template <Decay kDecay>
+Values read_values(const Recurrence& p, const Tile& tile, const Block& block, int64_t i, int64_t t) {
+  const Vec x = load(p.v.at(t, tile.head) + tile.row, tile.count);
+  if constexpr (kDecay == Decay::kMatrix) {
+    Vec step = load(p.step.at(t, tile.head) + tile.row, tile.count);
+    if (p.step_bias) step = softplus(step + load(p.step_bias + tile.head * p.rows + tile.row, tile.count));
+    return {x, x * step, step};
+  }
+  if (kDecay == Decay::kScalar && p.rate) return {x, x * Vec(block.scalar_step[i]), Vec(0.f)};
+  return {x, x, Vec(0.f)};
+}
+
+void write_output(const Recurrence& p, const Tile& tile, const Block& block, int64_t i, int64_t t, const Values& values,
+                  Vec y) {
+  if (p.bonus) y = at::vec::fmadd(values.v, Vec(block.bonus[i]), y);
+  if (p.skip) {
+    const Vec skip = p.skip_per_row ? load(p.skip + tile.head * p.rows + tile.row, tile.count) : Vec(p.skip[tile.head]);
+    y = at::vec::fmadd(values.x, skip, y);
+  }
+  if (p.gate.data) y = y * silu(load(p.gate.at(t, tile.head) + tile.row, tile.count));
+  store(p.y + (t * p.heads + tile.head) * p.rows + tile.row, y, tile.count);
+}
+
+template <Decay kDecay>
+Vec decayed(Vec s, const Tile& tile, const Block& block, int64_t i, int64_t k, Vec step) {
+  if constexpr (kDecay == Decay::kScalar) return s * Vec(block.scalar_decay[i]);
+  if constexpr (kDecay == Decay::kVector) return s * Vec(block.d[i * block.k_stride + k]);
+  if constexpr (kDecay == Decay::kMatrix) return s * exp(step * load(tile.rate + k * tile.stride, kLanes));
+  return s;
+}
+
+// kCount tokens, from token i of the block (token t of the batch), without a delta term: they follow each other on
+// every vector of S while it is in a register, which changes no bit.
+template <typename State, Decay kDecay, bool kBonus, int64_t kCount>
+void advance(const Recurrence& p, const Tile& tile, const Block& block, int64_t i, int64_t t) {
+  std::array<Values, kCount> values;
+  std::array<Chains, kCount> y;
+  for (int64_t n = 0; n < kCount; ++n) {
+    values[n] = read_values<kDecay>(p, tile, block, i + n, t + n);
+    y[n] = zero_chains();
+  }
+  const auto visit = [&](int64_t k, int64_t chain) {
+    Vec s = Vec::loadu(tile.s + k * tile.stride);
+    for (int64_t n = 0; n < kCount; ++n) {
+      const int64_t at = (i + n) * block.k_stride + k;
+      if constexpr (kBonus) y[n][chain] = at::vec::fmadd(s, Vec(block.q[at]), y[n][chain]);
+      s = decayed<kDecay>(s, tile, block, i + n, k, values[n].step);
+      s = rounded<State>(at::vec::fmadd(values[n].v, Vec(block.k[at]), s));
+      if constexpr (!kBonus) y[n][chain] = at::vec::fmadd(s, Vec(block.q[at]), y[n][chain]);
+    }
+    s.store(tile.s + k * tile.stride);
+  };
+  int64_t k = 0;
+  for (; k + kChains <= p.width; k += kChains)
+    for (int64_t chain = 0; chain < kChains; ++chain) visit(k + chain, chain);
+  for (int64_t chain = 0; k < p.width; ++k, ++chain) visit(k, chain);
+  for (int64_t n = 0; n < kCount; ++n)
+    write_output(p, tile, block, i + n, t + n, values[n], total(y[n]));
+}
+
+// One token with a delta term. `recalled` is S a of this token; returns that of the next one if it is in the block.
+template <typename State, Decay kDecay, Delta kDelta>
+Vec advance_delta(const Recurrence& p, const Tile& tile, const Block& block, int64_t i, int64_t t, Vec recalled,
+                  bool has_next) {
+  const Values values = read_values<kDecay>(p, tile, block, i, t);
+  const Vec v = kDelta == Delta::kBeta ? (values.x - recalled) * Vec(block.beta[i]) : values.v;
+  const int64_t next = has_next ? block.k_stride : 0;
+  Chains y = zero_chains(), u = zero_chains();
+  const auto visit = [&](int64_t k, int64_t chain) {
+    const int64_t at = i * block.k_stride + k;
+    Vec s = decayed<kDecay>(Vec::loadu(tile.s + k * tile.stride), tile, block, i, k, Vec(0.f));
+    if constexpr (kDelta == Delta::kGeneral) s = at::vec::fmadd(recalled, Vec(block.b[at]), s);
+    s = rounded<State>(at::vec::fmadd(v, Vec(block.k[at]), s));
+    s.store(tile.s + k * tile.stride);
+    y[chain] = at::vec::fmadd(s, Vec(block.q[at]), y[chain]);
+    u[chain] = at::vec::fmadd(s, Vec(block.a[at + next]), u[chain]);
+  };
+  int64_t k = 0;
+  for (; k + kChains <= p.width; k += kChains)
+    for (int64_t chain = 0; chain < kChains; ++chain) visit(k + chain, chain);
+  for (int64_t chain = 0; k < p.width; ++k, ++chain) visit(k, chain);
+  write_output(p, tile, block, i, t, values, total(y));
+  return total(u);
+}
+
+// S a for the first token of a block; the following ones get theirs from `advance_delta`.
+Vec recall(const Tile& tile, const Block& block, int64_t width) {
+  Chains u = zero_chains();
+  for (int64_t k = 0; k < width; ++k)
+    u[k % kChains] = at::vec::fmadd(Vec::loadu(tile.s + k * tile.stride), Vec(block.a[k]), u[k % kChains]);
+  return total(u);
+}
+
+template <typename State, Decay kDecay, bool kBonus>
+void advance_plain(const Recurrence& p, const Tile& tile, const Block& block, int64_t first, int64_t count) {
+  int64_t i = 0;
+  for (; i + kTogether <= count; i += kTogether) advance<State, kDecay, kBonus, kTogether>(p, tile, block, i, first + i);
+  for (; i < count; ++i) advance<State, kDecay, kBonus, 1>(p, tile, block, i, first + i);
+}
+
+template <typename State, Decay kDecay, Delta kDelta>
+void advance_block(const Recurrence& p, const Tile& tile, const Block& block, int64_t first, int64_t count) {
+  if constexpr (kDelta == Delta::kNone) {
+    p.bonus ? advance_plain<State, kDecay, true>(p, tile, block, first, count)
+            : advance_plain<State, kDecay, false>(p, tile, block, first, count);
+  } else {
+    Vec recalled = recall(tile, block, p.width);
+    for (int64_t i = 0; i < count; ++i)
+      recalled = advance_delta<State, kDecay, kDelta>(p, tile, block, i, first + i, recalled, i + 1 < count);
+  }
+}
+
+// The memory of one thread: rows of S and rates, transposed, and one block of tokens.
+struct Scratch {
+  Scratch(int64_t width, int64_t lanes)
+      : s(width * lanes), rate(width * lanes), row_major(kLanes * width), block(width) {}
+  std::vector<float> s, rate, row_major;
+  Block block;
+};
+
+template <typename State>
+void load_rows(const State* from, int64_t count, int64_t width, float* s, int64_t stride, float* row_major) {
+  if constexpr (std::is_same_v<State, float>) {
+    transpose(from, width, s, stride, count, width);
+  } else {
+    map_row(count * width, [&](int64_t i, int64_t n) { store(row_major + i, load(from + i, n), n); });
+    transpose(row_major, width, s, stride, count, width);
+  }
+}
+
+template <typename State>
+void store_rows(const float* s, int64_t stride, State* to, int64_t count, int64_t width, float* row_major) {
+  if constexpr (std::is_same_v<State, float>) {
+    transpose(s, stride, to, width, width, count);
+  } else {
+    transpose(s, stride, row_major, width, width, count);
+    map_row(count * width, [&](int64_t i, int64_t n) { store(to + i, load(row_major + i, n), n); });
+  }
+}
+
+// `lanes` rows of a head, or what is left of it.
+template <typename State, Decay kDecay, Delta kDelta>
+void run_task(const Recurrence& p, int64_t sequence, int64_t head, int64_t row, int64_t lanes, Scratch& scratch) {
+  const int64_t last = std::min(row + lanes, p.rows);
+  const auto state_row = [&](int64_t slot, int64_t r) {
+    return static_cast<State*>(p.state) + ((slot * p.heads + head) * p.rows + r) * p.width;
+  };
+  const int64_t src = p.batch.src[sequence], dst = p.batch.dst[sequence];
+  std::fill(scratch.s.begin(), scratch.s.end(), 0.f);
+  for (int64_t r = row; r < last; r += kLanes) {
+    const int64_t count = lanes_left(r, last);
+    if (src >= 0) load_rows(state_row(src, r), count, p.width, &scratch.s[r - row], lanes, scratch.row_major.data());
+    if constexpr (kDecay == Decay::kMatrix)
+      transpose(p.rate + (head * p.rows + r) * p.width, p.width, &scratch.rate[r - row], lanes, count, p.width);
+  }
+  const int64_t stop = p.batch.starts[sequence + 1];
+  for (int64_t t = p.batch.starts[sequence]; t < stop; t += kTokens) {
+    const int64_t tokens = std::min(kTokens, stop - t);
+    prepare<kDecay, kDelta>(p, head, t, tokens, scratch.block);
+    for (int64_t r = row; r < last; r += kLanes)
+      advance_block<State, kDecay, kDelta>(
+          p, {&scratch.s[r - row], &scratch.rate[r - row], lanes, head, r, lanes_left(r, last)}, scratch.block, t, tokens);
+  }
+  if (dst < 0) return;
+  for (int64_t r = row; r < last; r += kLanes)
+    store_rows(&scratch.s[r - row], lanes, state_row(dst, r), lanes_left(r, last), p.width, scratch.row_major.data());
+}
+
+template <typename State, Decay kDecay, Delta kDelta>
+void run_all(const Recurrence& p) {
+  const int64_t fitting = kTileBytes / static_cast<int64_t>(sizeof(float)) / std::max<int64_t>(1, p.width);
+  const int64_t padded_rows = (p.rows + kLanes - 1) / kLanes * kLanes;
+  const int64_t lanes = std::min(padded_rows, std::clamp<int64_t>(fitting / kLanes, 1, 4) * kLanes);
+  const int64_t tiles = (p.rows + lanes - 1) / lanes, tasks = p.batch.sequences * p.heads * tiles;
+  const int64_t tokens = 1 + (p.batch.sequences ? p.batch.starts[p.batch.sequences] / p.batch.sequences : 0);
+  const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, lanes * p.width * tokens));
+  at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+    Scratch scratch(p.width, lanes);
+    for (int64_t task = begin; task < end; ++task)
+      run_task<State, kDecay, kDelta>(p, task / tiles / p.heads, task / tiles % p.heads, task % tiles * lanes, lanes,
+                                      scratch);
+  });
+}
+
+template <typename State, Decay kDecay>
+void choose_delta(const Recurrence& p) {
+  if constexpr (kDecay != Decay::kMatrix) {
+    if (p.a.data) return run_all<State, kDecay, Delta::kGeneral>(p);
+    if (p.beta.data) return run_all<State, kDecay, Delta::kBeta>(p);
+  }
+  run_all<State, kDecay, Delta::kNone>(p);
+}
+
+template <typename State>
+void choose_decay(const Recurrence& p, Decay decay) {
+  switch (decay) {
+    case Decay::kNone: return choose_delta<State, Decay::kNone>(p);
+    case Decay::kScalar: return choose_delta<State, Decay::kScalar>(p);
+    case Decay::kVector: return choose_delta<State, Decay::kVector>(p);
+    case Decay::kMatrix: return choose_delta<State, Decay::kMatrix>(p);
+  }
+}
+
+Decay decay_kind(const std::optional<at::Tensor>& log_decay, const std::optional<at::Tensor>& rate) {
+  if (rate) return rate->dim() == 3 ? Decay::kMatrix : Decay::kScalar;
+  if (log_decay) return log_decay->dim() == 3 ? Decay::kVector : Decay::kScalar;
+  return Decay::kNone;
+}
+
+const float* data_or_null(const std::optional<at::Tensor>& x) { return x ? x->const_data_ptr<float>() : nullptr; }
+
+using Optional = const std::optional<at::Tensor>&;
+
+at::Tensor recurrence(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& state,
+                      const at::Tensor& src, const at::Tensor& dst, const at::Tensor& starts, int64_t /*longest*/,
+                      Optional log_decay, Optional rate, Optional step, Optional step_bias, Optional beta, Optional a,
+                      Optional b, Optional bonus, Optional skip, Optional gate, bool normalize, double scale) {
+  const int64_t tokens = q.size(0), heads = state.size(1), rows = state.size(2), width = state.size(3);
+  at::Tensor y = at::empty({tokens, heads, rows}, q.options().dtype(at::kFloat));
+  const HeldOperand q_ = held(q, heads), k_ = held(k, heads), v_ = held(v, heads), log_decay_ = held(log_decay, heads),
+                    step_ = held(step, heads), beta_ = held(beta, heads), a_ = held(a, heads), b_ = held(b, heads),
+                    gate_ = held(gate, heads);
+  const auto parameter = [](Optional x) { return x ? std::optional(x->contiguous()) : std::nullopt; };
+  const auto rate_ = parameter(rate), step_bias_ = parameter(step_bias), bonus_ = parameter(bonus),
+             skip_ = parameter(skip);
+  const Recurrence p{
+      q_.operand, k_.operand, v_.operand, log_decay_.operand, step_.operand, beta_.operand, a_.operand, b_.operand,
+      gate_.operand, data_or_null(rate_), data_or_null(step_bias_), data_or_null(bonus_), data_or_null(skip_),
+      skip && skip->dim() == 2, normalize, static_cast<float>(scale),
+      packed(src, dst, starts, state.size(0), tokens), heads, rows, width, state.data_ptr(), y.mutable_data_ptr<float>()};
+  if (state.scalar_type() == at::kBFloat16)
+    choose_decay<c10::BFloat16>(p, decay_kind(log_decay, rate));
+  else
+    choose_decay<float>(p, decay_kind(log_decay, rate));
+  return y;
+}
+
+TORCH_LIBRARY_IMPL(ostinato, CPU, m) { m.impl("recurrence", recurrence); }
+
+}  // namespace
+}  // namespace ostinato
