@@ -8,7 +8,6 @@
 #include <torch/library.h>
 
 #include <array>
-#include <vector>
 
 #include "packed.h"
 #include "parallel.h"
@@ -24,6 +23,7 @@ constexpr int64_t kTokens = 16;       // tokens that are prepared at a time
 constexpr int64_t kTogether = 4;      // of these, tokens that meet a vector of S while it is in a register
 constexpr int64_t kChains = 4;        // partial sums of a sum over K
 constexpr int64_t kTileBytes = 16384; // of S, kept in the first-level cache
+constexpr int64_t kLineBytes = kLanes * sizeof(float);
 constexpr float kNormalizeEps = 1e-6f;
 
 struct Recurrence {
@@ -40,9 +40,11 @@ struct Recurrence {
 // Everything that a block of tokens shares over the rows of one head: [kTokens, K], or [kTokens].
 struct Block {
   explicit Block(int64_t width)
-      : k_stride(width), q(kTokens * width), k(kTokens * width), d(kTokens * width), a(kTokens * width), b(kTokens * width) {}
+      : k_stride(width), memory(5 * kTokens * width), q(memory.get()), k(q + kTokens * width), d(k + kTokens * width),
+        a(d + kTokens * width), b(a + kTokens * width) {}
   int64_t k_stride;
-  std::vector<float> q, k, d, a, b;
+  Floats memory;
+  float *q, *k, *d, *a, *b;
   std::array<float, kTokens> scalar_decay, scalar_step, beta, bonus;
 };
 
@@ -111,11 +113,27 @@ void prepare(const Recurrence& p, int64_t head, int64_t first, int64_t count, Bl
 struct Tile {
   float* s;
   const float* rate;
+  const char* ahead;  // what the next task will load, as long as this tile; a step is bound by memory
   int64_t stride;
   int64_t head, row, count;  // its rows of the head
 };
 
 using Chains = std::array<Vec, kChains>;
+
+// Calls visit(k, chain) for all k. The chain is a constant each time, so that the sums stay in registers.
+template <typename F>
+inline __attribute__((always_inline)) void in_chains(int64_t width, F visit) {
+  int64_t k = 0;
+  for (; k + kChains <= width; k += kChains) {
+    visit(k, std::integral_constant<int64_t, 0>());
+    visit(k + 1, std::integral_constant<int64_t, 1>());
+    visit(k + 2, std::integral_constant<int64_t, 2>());
+    visit(k + 3, std::integral_constant<int64_t, 3>());
+  }
+  if (k < width) visit(k, std::integral_constant<int64_t, 0>());
+  if (k + 1 < width) visit(k + 1, std::integral_constant<int64_t, 1>());
+  if (k + 2 < width) visit(k + 2, std::integral_constant<int64_t, 2>());
+}
 
 inline Chains zero_chains() { return {Vec(0.f), Vec(0.f), Vec(0.f), Vec(0.f)}; }
 inline Vec total(const Chains& x) { return (x[0] + x[1]) + (x[2] + x[3]); }
@@ -166,7 +184,8 @@ void advance(const Recurrence& p, const Tile& tile, const Block& block, int64_t 
     values[n] = read_values<kDecay>(p, tile, block, i + n, t + n);
     y[n] = zero_chains();
   }
-  const auto visit = [&](int64_t k, int64_t chain) {
+  const auto visit = [&](int64_t k, auto chain) __attribute__((always_inline)) {
+    if constexpr (kCount == 1) __builtin_prefetch(tile.ahead + k * kLineBytes, 1);
     Vec s = Vec::loadu(tile.s + k * tile.stride);
     for (int64_t n = 0; n < kCount; ++n) {
       const int64_t at = (i + n) * block.k_stride + k;
@@ -177,10 +196,7 @@ void advance(const Recurrence& p, const Tile& tile, const Block& block, int64_t 
     }
     s.store(tile.s + k * tile.stride);
   };
-  int64_t k = 0;
-  for (; k + kChains <= p.width; k += kChains)
-    for (int64_t chain = 0; chain < kChains; ++chain) visit(k + chain, chain);
-  for (int64_t chain = 0; k < p.width; ++k, ++chain) visit(k, chain);
+  in_chains(p.width, visit);
   for (int64_t n = 0; n < kCount; ++n)
     write_output(p, tile, block, i + n, t + n, values[n], total(y[n]));
 }
@@ -193,8 +209,9 @@ Vec advance_delta(const Recurrence& p, const Tile& tile, const Block& block, int
   const Vec v = kDelta == Delta::kBeta ? (values.x - recalled) * Vec(block.beta[i]) : values.v;
   const int64_t next = has_next ? block.k_stride : 0;
   Chains y = zero_chains(), u = zero_chains();
-  const auto visit = [&](int64_t k, int64_t chain) {
+  const auto visit = [&](int64_t k, auto chain) __attribute__((always_inline)) {
     const int64_t at = i * block.k_stride + k;
+    __builtin_prefetch(tile.ahead + k * kLineBytes, 1);
     Vec s = decayed<kDecay>(Vec::loadu(tile.s + k * tile.stride), tile, block, i, k, Vec(0.f));
     if constexpr (kDelta == Delta::kGeneral) s = at::vec::fmadd(recalled, Vec(block.b[at]), s);
     s = rounded<State>(at::vec::fmadd(v, Vec(block.k[at]), s));
@@ -202,10 +219,7 @@ Vec advance_delta(const Recurrence& p, const Tile& tile, const Block& block, int
     y[chain] = at::vec::fmadd(s, Vec(block.q[at]), y[chain]);
     u[chain] = at::vec::fmadd(s, Vec(block.a[at + next]), u[chain]);
   };
-  int64_t k = 0;
-  for (; k + kChains <= p.width; k += kChains)
-    for (int64_t chain = 0; chain < kChains; ++chain) visit(k + chain, chain);
-  for (int64_t chain = 0; k < p.width; ++k, ++chain) visit(k, chain);
+  in_chains(p.width, visit);
   write_output(p, tile, block, i, t, values, total(y));
   return total(u);
 }
@@ -240,8 +254,10 @@ void advance_block(const Recurrence& p, const Tile& tile, const Block& block, in
 // The memory of one thread: rows of S and rates, transposed, and one block of tokens.
 struct Scratch {
   Scratch(int64_t width, int64_t lanes)
-      : s(width * lanes), rate(width * lanes), row_major(kLanes * width), block(width) {}
-  std::vector<float> s, rate, row_major;
+      : memory((2 * lanes + kLanes) * width), s(memory.get()), rate(s + width * lanes),
+        row_major(rate + width * lanes), block(width) {}
+  Floats memory;
+  float *s, *rate, *row_major;
   Block block;
 };
 
@@ -273,10 +289,11 @@ void run_task(const Recurrence& p, int64_t sequence, int64_t head, int64_t row, 
     return static_cast<State*>(p.state) + ((slot * p.heads + head) * p.rows + r) * p.width;
   };
   const int64_t src = p.batch.src[sequence], dst = p.batch.dst[sequence];
-  std::fill(scratch.s.begin(), scratch.s.end(), 0.f);
+  const auto ahead = [&](int64_t r) { return reinterpret_cast<const char*>(state_row(std::max<int64_t>(0, src), r + lanes)); };
+  if (src < 0) std::fill_n(scratch.s, p.width * lanes, 0.f);
   for (int64_t r = row; r < last; r += kLanes) {
     const int64_t count = lanes_left(r, last);
-    if (src >= 0) load_rows(state_row(src, r), count, p.width, &scratch.s[r - row], lanes, scratch.row_major.data());
+    if (src >= 0) load_rows(state_row(src, r), count, p.width, &scratch.s[r - row], lanes, scratch.row_major);
     if constexpr (kDecay == Decay::kMatrix)
       transpose(p.rate + (head * p.rows + r) * p.width, p.width, &scratch.rate[r - row], lanes, count, p.width);
   }
@@ -286,11 +303,12 @@ void run_task(const Recurrence& p, int64_t sequence, int64_t head, int64_t row, 
     prepare<kDecay, kDelta>(p, head, t, tokens, scratch.block);
     for (int64_t r = row; r < last; r += kLanes)
       advance_block<State, kDecay, kDelta>(
-          p, {&scratch.s[r - row], &scratch.rate[r - row], lanes, head, r, lanes_left(r, last)}, scratch.block, t, tokens);
+          p, {&scratch.s[r - row], &scratch.rate[r - row], ahead(r), lanes, head, r, lanes_left(r, last)}, scratch.block,
+          t, tokens);
   }
   if (dst < 0) return;
   for (int64_t r = row; r < last; r += kLanes)
-    store_rows(&scratch.s[r - row], lanes, state_row(dst, r), lanes_left(r, last), p.width, scratch.row_major.data());
+    store_rows(&scratch.s[r - row], lanes, state_row(dst, r), lanes_left(r, last), p.width, scratch.row_major);
 }
 
 template <typename State, Decay kDecay, Delta kDelta>

@@ -14,6 +14,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
+#include <new>
 #include <tuple>
 #include <type_traits>
 
@@ -21,6 +23,16 @@ namespace ostinato {
 
 using Vec = at::vec::Vectorized<float>;
 constexpr int64_t kLanes = Vec::size();
+
+// Memory that is not initialised, aligned to whole cache lines.
+struct Floats {
+  explicit Floats(int64_t count) : data(new (std::align_val_t(64)) float[count]) {}
+  ~Floats() { ::operator delete[](data, std::align_val_t(64)); }
+  Floats(const Floats&) = delete;
+  Floats& operator=(const Floats&) = delete;
+  float* get() const { return data; }
+  float* data;
+};
 
 inline int64_t lanes_left(int64_t i, int64_t n) { return n - i < kLanes ? n - i : kLanes; }
 
@@ -104,10 +116,35 @@ inline void transpose(const float* src, int64_t src_stride, float* dst, int64_t 
                                     static_cast<int>(lanes_left(i, rows)), static_cast<int>(lanes_left(j, columns)));
 }
 
-inline Vec exp(Vec x) { return x.exp(); }
-inline Vec sigmoid(Vec x) { return Vec(1.f) / (Vec(1.f) + x.neg().exp()); }
-inline Vec silu(Vec x) { return x / (Vec(1.f) + x.neg().exp()); }
+// p * 2^n for integral n; zero where that is below the normal numbers, infinite where it is above them.
+inline Vec scale_by_power(Vec p, Vec n) {
+#if defined(CPU_CAPABILITY_AVX512)
+  return _mm512_scalef_ps(p, n);
+#else
+  using Int = at::vec::Vectorized<int32_t>;
+  // Adding 1.5 * 2^23 leaves n in the low bits.
+  const Int exponent = at::vec::cast<int32_t>(n + Vec(12582912.f)) << Int(23);
+  const Vec y = at::vec::cast<float>(at::vec::cast<int32_t>(p) + exponent);
+  const Vec large = Vec::blendv(y, Vec(std::numeric_limits<float>::infinity()), n > Vec(127.f));
+  return Vec::blendv(Vec::blendv(large, Vec(0.f), n < Vec(-126.f)), p, p.isnan());
+#endif
+}
+
+// e^x within 2 units in the last place: 2^n e^r with |r| <= ln(2) / 2. e^r - 1 - r is r^2 times a polynomial (Cephes).
+inline Vec exp(Vec x) {
+  x = at::vec::clamp(x, Vec(-150.f), Vec(150.f));
+  const Vec n = (x * Vec(1.442695041f)).round();
+  Vec r = at::vec::fmadd(n, Vec(-0.693359375f), x);
+  r = at::vec::fmadd(n, Vec(2.12194440e-4f), r);
+  Vec p(1.9875691500e-4f);
+  for (const float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    p = at::vec::fmadd(p, r, Vec(c));
+  return scale_by_power(at::vec::fmadd(p * r, r, r) + Vec(1.f), n);
+}
+
+inline Vec sigmoid(Vec x) { return Vec(1.f) / (Vec(1.f) + exp(x.neg())); }
+inline Vec silu(Vec x) { return x / (Vec(1.f) + exp(x.neg())); }
 // log(1 + e^x), linear where e^x would overflow and the difference is below half an ulp.
-inline Vec softplus(Vec x) { return Vec::blendv(x.exp().log1p(), x, x > Vec(20.f)); }
+inline Vec softplus(Vec x) { return Vec::blendv(exp(x).log1p(), x, x > Vec(20.f)); }
 
 }  // namespace ostinato
