@@ -1,4 +1,4 @@
-"""GLA, Mamba-2 and RWKV-7 by flash-linear-attention's own models, their Triton kernels in Triton's interpreter, fp32."""
+"""GLA, Mamba-2 and RWKV-7 by flash-linear-attention's own models, Triton kernels in Triton's interpreter, fp32."""
 
 from __future__ import annotations
 
