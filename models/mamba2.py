@@ -31,17 +31,17 @@ class Mamba2Mixer:
     rate: Tensor
     step_bias: Tensor
     skip: Tensor
-    norm: Tensor  # [groups, inner / groups]
+    norm: RMSNorm  # [groups, inner / groups]
     out_proj: Linear
 
-    def __call__(self, u: Tensor, batch: Packed, conv: Tensor, ssm: Tensor) -> Tensor:
-        """u: [T, hidden]; conv: [slots, width - 1, channels]; ssm: [slots, heads, head, state].
+    def __call__(self, u: Tensor, batch: Packed, conv: Tensor, ssm: Tensor, residual: Tensor) -> Tensor:
+        """u: [T, hidden]; conv: [slots, width - 1, channels]; ssm: [slots, heads, head, state]; residual: [T, hidden].
 
-        Returns [T, hidden] fp32.
+        Returns residual and output together: [T, hidden] fp32.
         """
         c, shared = self.config, (self.config.groups, self.config.state)
         z, mixed, step = self.in_proj(u).split([c.inner, c.channels, c.heads], dim=-1)
-        mixed = causal_conv(mixed.to(conv.dtype), self.conv_weight, self.conv_bias, conv, batch)
+        mixed = causal_conv(mixed, self.conv_weight, self.conv_bias, conv, batch)
         x, b, q = mixed.split([c.inner, c.groups * c.state, c.groups * c.state], dim=-1)
         step, step_bias = self._limited(step)
         y = recurrence(
@@ -54,10 +54,10 @@ class Mamba2Mixer:
             step=step,
             step_bias=step_bias,
             skip=self.skip,
+            gate=z.unflatten(-1, (c.heads, c.head)),
         )
-        y, z = y.view(-1, *self.norm.shape), z.unflatten(-1, self.norm.shape)
-        y = rows.rms_norm(y, self.norm, c.norm_eps, self.out_proj.dtype, gate=z, gate_first=True)
-        return self.out_proj(y.flatten(1))
+        y = self.norm(y.view(-1, *self.norm.weight.shape), self.out_proj.dtype)
+        return self.out_proj(y.flatten(1), residual)
 
     def _limited(self, step: Tensor) -> tuple[Tensor, Tensor | None]:
         """The step size before softplus, with its bias; or, where limits are set, the size within them.
@@ -80,7 +80,7 @@ def _read_mixer(read: WeightReader, name: str, c: Mamba2Config) -> Mamba2Mixer:
         rate=read.tensor(f"{name}.A_log", c.heads).exp().neg(),
         step_bias=read.tensor(f"{name}.dt_bias", c.heads),
         skip=read.tensor(f"{name}.D", c.heads),
-        norm=read.tensor(f"{name}.norm.weight", c.inner).view(c.groups, -1),
+        norm=RMSNorm(read.tensor(f"{name}.norm.weight", c.inner).view(c.groups, -1), c.norm_eps),
         out_proj=_projection(read, f"{name}.out_proj", c.hidden, c.inner, c),
     )
 
@@ -120,7 +120,7 @@ class Mamba2:
         """See `Model.forward`."""
         x = self._embedding(tokens)
         for i, (norm, mixer) in enumerate(self._layers):
-            x = x + mixer(norm(x, self.dtype), batch, pool["conv"][i], pool["ssm"][i])
+            x = mixer(norm(x, self.dtype), batch, pool["conv"][i], pool["ssm"][i], x)
         return self._norm(x, self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:
