@@ -49,6 +49,15 @@ class ConfigReader:
         """As `number`, or None when absent or null. Raises CheckpointError."""
         return self.number(key) if self.has(key) else None
 
+    def interval(self, key: str, low: float, high: float) -> tuple[float, float]:
+        """A list of two numbers, in order, the second above zero; either may be infinite. Raises CheckpointError."""
+        value = self._get(key, [low, high])
+        if not isinstance(value, list) or len(value) != 2 or not all(_is_bound(end) for end in value):
+            raise self._error(key, f"a list of two numbers, infinite or at most {_LARGEST} either way", value)
+        if not value[0] <= value[1] or value[1] <= 0:
+            raise self._error(key, "two numbers in order, the second above zero", value)
+        return float(value[0]), float(value[1])
+
     def flag(self, key: str, default: bool) -> bool:
         """true or false. Raises CheckpointError."""
         value = self._get(key, default)
@@ -103,6 +112,12 @@ class ConfigReader:
 
     def _error(self, key: str, expected: str, value: object) -> CheckpointError:
         return CheckpointError(f"{self._source}: {key} must be {expected}, found {_shown(value)}")
+
+
+def _is_bound(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -_LARGEST <= value <= _LARGEST or abs(value) == math.inf
 
 
 def _shown(value: object) -> str:

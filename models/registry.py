@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 # Architecture (HF's name, or the layout's where a format has none) -> "module:function", imported when first needed.
 ARCHITECTURES = {
     "GLAForCausalLM": "gla:load",
+    "Mamba2ForCausalLM": "mamba2:load_hf",
     "MambaForCausalLM": "mamba:load_hf",
     "RWKV7ForCausalLM": "rwkv7:load",
+    "mamba2_ssm": "mamba2:load_original",
     "mamba_ssm": "mamba:load_original",
     "rwkv7_pth": "rwkv7_pth:load",
 }

@@ -16,6 +16,7 @@ from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.layers import Embedding, LayerNorm, LowRank, WeightReader
 from ostinato.models.rwkv7_config import RWKV7Config, read_config
 
+
 @dataclass(frozen=True, slots=True)
 class TimeMix:
     """Section 4 of the paper, time mixing.

@@ -77,14 +77,15 @@ def original_file(path: Path) -> Path | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Bare `Infinity` and `NaN`, which real configurations contain, are read as floats.
+    """A JSON object. `Infinity` and `NaN`, bare or as {"__float__": "Infinity"}, are read as floats: real
+    configurations contain them, and transformers writes the second form.
 
     Raises:
         CheckpointError: missing, not UTF-8 text, not JSON (names line and column), nested too deeply, with an
             integer of thousands of digits, or not an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"), object_hook=_unmarked)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except OSError as error:
@@ -102,6 +103,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, found a {type(value).__name__}")
     return value
+
+
+def _unmarked(value: dict[str, Any]) -> dict[str, Any] | float:
+    mark = value.get("__float__")
+    return float(mark) if len(value) == 1 and mark in ("Infinity", "-Infinity", "NaN") else value
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:

@@ -178,7 +178,15 @@ def test_a_hub_that_cannot_be_reached_is_reported(monkeypatch: pytest.MonkeyPatc
         load_tokenizer("owner/no-such-model")
 
 
-GOLDEN_EOS = {"gla": {2}, "mamba_hf": {0}, "mamba_orig": set(), "rwkv7_fla": {0}, "rwkv7_pth": {0}}
+GOLDEN_EOS = {
+    "gla": {2},
+    "mamba_hf": {0},
+    "mamba_orig": set(),
+    "mamba2_codestral_like": {2},
+    "mamba2_hf": {0},
+    "rwkv7_fla": {0},
+    "rwkv7_pth": {0},
+}
 
 
 @pytest.mark.parametrize(("name", "expected"), GOLDEN_EOS.items())

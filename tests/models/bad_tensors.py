@@ -25,6 +25,8 @@ class Family:
 FAMILIES = [
     Family("mamba_hf", SAFETENSORS, "backbone.norm_f.weight", "MambaForCausalLM"),
     Family("mamba_orig", BIN, "backbone.layers.1.mixer.D", "Mamba in the original state-spaces layout"),
+    Family("mamba2_hf", SAFETENSORS, "backbone.layers.1.mixer.dt_bias", "Mamba2ForCausalLM"),
+    Family("mamba2_orig", BIN, "backbone.layers.1.mixer.norm.weight", "Mamba-2 in the original state-spaces layout"),
     Family("rwkv7_fla", SAFETENSORS, "model.layers.1.attn.r_proj.weight", "RWKV7ForCausalLM"),
     Family("rwkv7_pth", PTH, "blocks.1.att.w1", "RWKV-7 as .pth file"),
     Family("gla", SAFETENSORS, "model.layers.1.attn.q_proj.weight", "GLAForCausalLM"),
@@ -107,6 +109,14 @@ CONFIG_CASES = [
         ("layers_a_list", "rwkv7_fla", "num_hidden_layers", [2], r"config\.json: num_hidden_layers must be"),
         ("heads_do_not_divide", "gla", "num_heads", 7, r"config\.json: num_heads is 7"),
         (
+            "heads_against_expand",
+            "mamba2_hf",
+            "num_heads",
+            4,
+            r"config\.json: num_heads times head_dim is 64, .* 80 of 40",
+        ),
+        ("groups_do_not_divide", "mamba2_hf", "n_groups", 2, r"config\.json: n_groups is 2, which does not divide 5"),
+        (
             "norm_eps_not_a_number",
             "mamba_hf",
             "layer_norm_epsilon",
@@ -123,9 +133,15 @@ def _number(golden: str, key: str, value: float | int, message: str, **changes: 
     return BadCase(f"{golden}_{key}_{shown}", bad.config(**{key: value}, **changes), message, golden)
 
 
-EPSILONS = [("mamba_hf", "layer_norm_epsilon"), ("gla", "norm_eps"), ("rwkv7_fla", "norm_eps")]
+EPSILONS = [
+    ("mamba_hf", "layer_norm_epsilon"),
+    ("mamba2_hf", "layer_norm_epsilon"),
+    ("gla", "norm_eps"),
+    ("rwkv7_fla", "norm_eps"),
+]
 SIZES = [
     ("mamba_hf", "expand"),
+    ("mamba2_hf", "expand"),
     ("gla", "expand_k"),
     ("gla", "expand_v"),
     ("gla", "hidden_ratio"),
@@ -146,6 +162,31 @@ NUMBER_CASES = [
         r"mamba_orig/config\.json: expand must be a finite number",
         "mamba_orig",
     ),
+]
+ORIGINAL_HEADS = BadCase(
+    "mamba2_orig_heads_do_not_divide",
+    bad.config(ssm_cfg={"layer": "Mamba2", "headdim": 7}),
+    r"mamba2_orig/config\.json: headdim is 7, which does not divide 80",
+    "mamba2_orig",
+)
+STEP_LIMIT_CASES = [
+    BadCase(
+        f"step_limit_{name}",
+        bad.config(time_step_limit=value),
+        rf"mamba2_hf/config\.json: time_step_limit must be {message}",
+        "mamba2_hf",
+    )
+    for name, value, message in [
+        ("a_number", 0.1, "a list of two numbers, .* found 0.1"),
+        ("of_three", [0.0, 0.1, 1.0], r"a list of two numbers, .* found \[0.0, 0.1, 1.0\]"),
+        ("of_words", ["0.0", "Infinity"], "a list of two numbers"),
+        ("of_flags", [False, True], "a list of two numbers"),
+        ("unknown_mark", [0.0, {"__float__": "inf"}], r"a list of two numbers, .*__float__"),
+        ("not_a_number", [0.0, {"__float__": "NaN"}], r"a list of two numbers, .*nan"),
+        ("too_large", [0, 10**400], "a list of two numbers"),
+        ("out_of_order", [0.1, 0.01], "two numbers in order"),
+        ("nothing_left", [-1.0, 0.0], "two numbers in order, the second above zero"),
+    ]
 ]
 NOT_TIED = BadCase(
     "mamba_orig_no_head_but_not_tied",
@@ -181,5 +222,7 @@ LOADING_CASES = [
     NO_SUCH_BLOCK,
     BLOCK_OF_5000_DIGITS,
     NOT_TIED,
+    ORIGINAL_HEADS,
+    *STEP_LIMIT_CASES,
     *NUMBER_CASES,
 ]

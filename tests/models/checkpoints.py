@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,16 @@ from safetensors.torch import save_file
 Tensors = dict[str, torch.Tensor]
 Container = Literal["safetensors", "sharded", "bin"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class RandomCheckpoint:
+    """`path`: a folder or a `.pth` file. `oracles`: the modules of `tests.oracles` that can run it."""
+
+    path: Path
+    oracles: tuple[str, ...]
+    vocab_size: int  # ids below it are tokens; the output matrix may have more rows
+    label: str  # what was drawn, for messages
 
 
 def write_folder(folder: Path, config: Mapping[str, Any], tensors: Tensors, dtype: str, container: Container) -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.models import checkpoints, weights
-from tests.models.random_checkpoints import RandomCheckpoint, Writer, resolved_gla
+from tests.models.checkpoints import RandomCheckpoint
+from tests.models.random_checkpoints import Writer, resolved_gla
 
 
 def mamba_130m(seed: int, folder: Path) -> RandomCheckpoint:
@@ -30,6 +31,40 @@ def mamba_130m(seed: int, folder: Path) -> RandomCheckpoint:
     }
     checkpoints.write_folder(folder, config, weights.mamba_tensors(config, seed), "float32", "safetensors")
     return RandomCheckpoint(folder, ("mamba",), config["vocab_size"], "mamba-130m")
+
+
+def mamba2_130m(seed: int, folder: Path) -> RandomCheckpoint:
+    """The shapes of the original mamba2-130m."""
+    config = {
+        "d_model": 768,
+        "d_intermediate": 0,
+        "n_layer": 24,
+        "vocab_size": 50277,
+        "ssm_cfg": {"layer": "Mamba2"},
+        "attn_layer_idx": [],
+        "attn_cfg": {},
+        "rms_norm": True,
+        "residual_in_fp32": True,
+        "fused_add_norm": True,
+        "pad_vocab_size_multiple": 16,
+        "tie_embeddings": True,
+    }
+    in_hf_terms = {
+        "vocab_size": 50288,
+        "hidden_size": 768,
+        "num_hidden_layers": 24,
+        "num_heads": 24,
+        "head_dim": 64,
+        "n_groups": 1,
+        "state_size": 128,
+        "conv_kernel": 4,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "tie_word_embeddings": True,
+    }
+    tensors = checkpoints.original_mamba_names(weights.mamba2_tensors(in_hf_terms, seed))
+    checkpoints.write_folder(folder, config, tensors, "float32", "bin")
+    return RandomCheckpoint(folder, ("mamba2",), 50277, "mamba2-130m")
 
 
 def rwkv7_01b(seed: int, folder: Path) -> RandomCheckpoint:
@@ -75,4 +110,9 @@ def gla_340m(seed: int, folder: Path) -> RandomCheckpoint:
     return RandomCheckpoint(folder, ("fla_naive",), config["vocab_size"], "gla-340M")
 
 
-PUBLIC: dict[str, Writer] = {"mamba-130m": mamba_130m, "rwkv7-0.1b": rwkv7_01b, "gla-340m": gla_340m}
+PUBLIC: dict[str, Writer] = {
+    "mamba-130m": mamba_130m,
+    "mamba2-130m": mamba2_130m,
+    "rwkv7-0.1b": rwkv7_01b,
+    "gla-340m": gla_340m,
+}

@@ -5,107 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.models import checkpoints, weights
+from tests.models.checkpoints import RandomCheckpoint
+from tests.models.random_mamba import mamba2_fla, mamba2_hf, mamba2_orig, mamba_hf, mamba_orig
 
 Config = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class RandomCheckpoint:
-    """`path`: a folder or a `.pth` file. `oracles`: the modules of `tests.oracles` that can run it."""
-
-    path: Path
-    oracles: tuple[str, ...]
-    vocab_size: int  # ids below it are tokens; the output matrix may have more rows
-    label: str  # what was drawn, for messages
-
-
-def mamba_hf(seed: int, folder: Path) -> RandomCheckpoint:
-    """transformers' layout."""
-    draw = random.Random(seed)
-    hidden = draw.randrange(20, 97)
-    expand = draw.choice((1, 2, 2, 3))
-    config = {
-        "architectures": ["MambaForCausalLM"],
-        "model_type": "mamba",
-        "vocab_size": draw.randrange(400, 2000),
-        "hidden_size": hidden,
-        "num_hidden_layers": draw.randint(1, 4),
-        "state_size": draw.choice((4, 8, 11, 16, 24)),
-        "conv_kernel": draw.choice((4, 4, 3, 2)),
-        "expand": expand,
-        "time_step_rank": draw.choice(("auto", draw.randint(1, 9))),
-        "use_bias": draw.random() < 0.3,
-        "use_conv_bias": draw.random() < 0.7,
-        "layer_norm_epsilon": draw.choice((1e-5, 1e-6, 1e-3)),
-        "tie_word_embeddings": draw.random() < 0.7,
-        "hidden_act": "silu",
-        "residual_in_fp32": draw.random() < 0.8,
-    }
-    if draw.random() < 0.5:  # wins over `expand`
-        config["intermediate_size"] = draw.choice((expand * hidden, hidden + 13))
-    return _write_mamba_hf(config, seed, folder, draw)
-
-
-def _write_mamba_hf(config: Config, seed: int, folder: Path, draw: random.Random) -> RandomCheckpoint:
-    tensors = weights.mamba_tensors(_resolved_mamba(config), seed)
-    dtype = draw.choice(("float32", "bfloat16", "float16"))
-    container = draw.choice(("safetensors", "sharded", "bin"))
-    checkpoints.write_folder(folder, config, tensors, dtype, container)
-    return RandomCheckpoint(folder, ("mamba",), config["vocab_size"], f"{dtype} {container} {config}")
-
-
-def _resolved_mamba(config: Config) -> Config:
-    rank = config["time_step_rank"]
-    return {
-        **config,
-        "intermediate_size": config.get("intermediate_size", config["expand"] * config["hidden_size"]),
-        "time_step_rank": math.ceil(config["hidden_size"] / 16) if rank == "auto" else rank,
-    }
-
-
-def mamba_orig(seed: int, folder: Path) -> RandomCheckpoint:
-    """The original state-spaces layout: no architecture, padded vocabulary, `pytorch_model.bin`."""
-    draw = random.Random(seed)
-    hidden = draw.randrange(20, 97)
-    ssm = {
-        "d_state": draw.choice((4, 8, 11, 16, 24)),
-        "d_conv": draw.choice((4, 4, 3)),
-        "expand": draw.choice((1, 2, 2, 3)),
-        "dt_rank": draw.choice(("auto", draw.randint(1, 9))),
-    }
-    config = {
-        "d_model": hidden,
-        "n_layer": draw.randint(1, 4),
-        "vocab_size": draw.randrange(400, 2000),
-        "ssm_cfg": {name: value for name, value in ssm.items() if draw.random() < 0.5},
-        "rms_norm": True,
-        "residual_in_fp32": True,
-        "fused_add_norm": True,
-        "pad_vocab_size_multiple": draw.choice((8, 8, 16, 1)),
-        "tie_embeddings": draw.random() < 0.7,
-    }
-    names = {"d_state": "state_size", "d_conv": "conv_kernel", "expand": "expand", "dt_rank": "time_step_rank"}
-    defaults = {"state_size": 16, "conv_kernel": 4, "expand": 2, "time_step_rank": "auto"}
-    multiple = config["pad_vocab_size_multiple"]
-    in_hf_terms = {
-        **defaults,
-        **{names[name]: value for name, value in config["ssm_cfg"].items()},
-        "hidden_size": hidden,
-        "num_hidden_layers": config["n_layer"],
-        "vocab_size": multiple * math.ceil(config["vocab_size"] / multiple),
-        "use_bias": False,
-        "use_conv_bias": True,
-        "tie_word_embeddings": config["tie_embeddings"],
-    }
-    tensors = checkpoints.original_mamba_names(weights.mamba_tensors(_resolved_mamba(in_hf_terms), seed))
-    dtype = draw.choice(("float32", "float16"))
-    checkpoints.write_folder(folder, config, tensors, dtype, "bin")
-    return RandomCheckpoint(folder, ("mamba", "mambapy_blocks"), config["vocab_size"], f"{dtype} {config}")
 
 
 def gla(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
@@ -214,6 +121,9 @@ Writer = Callable[..., RandomCheckpoint]
 TINY: dict[str, Writer] = {
     "mamba_hf": mamba_hf,
     "mamba_orig": mamba_orig,
+    "mamba2_hf": mamba2_hf,
+    "mamba2_orig": mamba2_orig,
+    "mamba2_fla": mamba2_fla,
     "gla": gla,
     "rwkv7_fla": rwkv7_fla,
     "rwkv7_pth": rwkv7_pth,

@@ -19,6 +19,7 @@ RWKV_FILE = "rwkv7-g1-tiny-ctx4096.pth"
 GOLDEN_LAYOUTS = [
     ("mamba_hf", "model.safetensors", "MambaForCausalLM", torch.float32),
     ("mamba_orig", "pytorch_model.bin", "mamba_ssm", torch.float16),
+    ("mamba2_orig", "pytorch_model.bin", "mamba2_ssm", torch.float32),
     ("rwkv7_fla", "model.safetensors", "RWKV7ForCausalLM", torch.bfloat16),
     (f"rwkv7_pth/{RWKV_FILE}", f"../{RWKV_FILE}", "rwkv7_pth", torch.bfloat16),
     ("rwkv7_pth", RWKV_FILE, "rwkv7_pth", torch.bfloat16),
@@ -121,8 +122,10 @@ def test_tied_parameters_of_a_module_are_read_as_plain_tensors(tmp_path: Path) -
     assert not taken["a"].requires_grad
 
 
-def test_config_with_bare_infinity(numbers: Path) -> None:
-    (numbers / "config.json").write_text('{"architectures": ["MambaForCausalLM"], "a": [0.0, Infinity], "b": NaN}')
+@pytest.mark.parametrize("form", ["%s", '{"__float__": "%s"}'], ids=["bare", "marked"])
+def test_config_with_infinity(form: str, numbers: Path) -> None:
+    values = f'"a": [0.0, {form % "Infinity"}], "b": {form % "NaN"}'
+    (numbers / "config.json").write_text(f'{{"architectures": ["MambaForCausalLM"], {values}}}')
     checkpoint = open_checkpoint(numbers)
     assert checkpoint.config["a"] == [0.0, float("inf")]
     assert checkpoint.config["b"] != checkpoint.config["b"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.registry import load_model
 from tests.models.goldens import PATHS
 from tests.models.random_checkpoints import rwkv7_fla
-from tests.models.running import Reader
+from tests.models.running import Reader, relative_error
 
 TOKENS = [5, 3, 8, 13, 21, 2]
 
@@ -46,8 +47,11 @@ def load(folder: Path) -> Model:
 
 
 @pytest.mark.parametrize("config", [{}, {"tie_embeddings": True}], ids=["by default", "said"])
-def test_original_mamba_whose_tied_head_is_not_on_disk(config: dict[str, Any], copy_of: Callable[[str], Path]) -> None:
-    folder = set_config(copy_of("mamba_orig"), **config)
+@pytest.mark.parametrize("name", ["mamba_orig", "mamba2_orig"])
+def test_original_mamba_whose_tied_head_is_not_on_disk(
+    name: str, config: dict[str, Any], copy_of: Callable[[str], Path]
+) -> None:
+    folder = set_config(copy_of(name), **config)
     file = folder / "pytorch_model.bin"
     tensors = torch.load(file, weights_only=True)
     torch.save({**tensors, "lm_head.weight": tensors["backbone.embedding.weight"].clone()}, file)
@@ -61,6 +65,20 @@ def test_original_mamba_whose_tied_head_is_not_on_disk(config: dict[str, Any], c
 def test_rwkv7_by_the_number_of_heads(config: dict[str, Any], copy_of: Callable[[str], Path]) -> None:
     expected = logits(PATHS["rwkv7_fla"])
     assert torch.equal(logits(set_config(copy_of("rwkv7_fla"), **config)), expected)
+
+
+@pytest.mark.parametrize("limits", [None, [0.0, math.inf], [0, {"__float__": "Infinity"}], [-math.inf, math.inf]])
+def test_mamba2_step_sizes_that_are_not_limited(limits: Any, copy_of: Callable[[str], Path]) -> None:
+    expected = logits(PATHS["mamba2_codestral_like"])
+    assert torch.equal(logits(set_config(copy_of("mamba2_codestral_like"), time_step_limit=limits)), expected)
+
+
+def test_mamba2_step_sizes_are_limited_for_every_token(copy_of: Callable[[str], Path]) -> None:
+    model = load(set_config(copy_of("mamba2_hf"), time_step_limit=[0.02, 0.1]))
+    whole, single = Reader(model), Reader(model)
+    together = whole.read(TOKENS)
+    assert torch.equal(torch.cat([single.read([token]) for token in TOKENS]), together)
+    assert relative_error(together, logits(PATHS["mamba2_hf"])) > 0.1
 
 
 def test_rwkv7_head_size_is_divided_out_of_the_hidden_size(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ import torch
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.registry import load_model
 from tests.models import checkpoints, weights
+from tests.models.checkpoints import RandomCheckpoint
 from tests.models.goldens import PATHS, golden_values
 from tests.models.public_checkpoints import PUBLIC
-from tests.models.random_checkpoints import TINY, RandomCheckpoint
+from tests.models.random_checkpoints import TINY
 from tests.models.running import Reader, continue_greedily, relative_error
 from tests.oracles.client import Oracle
 
@@ -29,6 +30,8 @@ NEW_TOKENS = 64
 # Two correct fp32 implementations differ by about 1e-6 on few layers and 1e-5 on 24.
 MAX_RELATIVE_ERROR = {"tiny": 1e-5, "public": 5e-5}
 SEEDS = range(100 if os.environ.get("OSTINATO_LONG") == "1" else 6)
+
+MAMBA2_HEADS = {"hidden_size": 28, "expand": 2, "num_heads": 8, "head_dim": 7, "n_groups": 2}
 
 Oracles = Callable[[str], Oracle]
 Record = Callable[[str, object], None]
@@ -40,6 +43,9 @@ Record = Callable[[str, object], None]
         ("mamba", "mamba_hf"),
         ("mamba", "mamba_orig"),
         ("mambapy_blocks", "mamba_orig"),
+        ("mamba2", "mamba2_hf"),
+        ("mamba2", "mamba2_orig"),
+        ("mamba2", "mamba2_codestral_like"),
         ("rwkv_pip", "rwkv7_pth"),
         ("fla_models", "rwkv7_fla"),
         ("fla_models", "gla"),
@@ -73,8 +79,18 @@ def test_random_tiny_configuration(
         ("rwkv7_pth", {"hidden_size": 96, "head_dim": 32}),
         # 147 channels, rounded up to 160.
         ("rwkv7_fla", {"hidden_size": 64, "head_dim": 64, "intermediate_size": None, "hidden_ratio": 2.3}),
+        # Step sizes cut off at both ends, groups of several heads, heads of an odd size.
+        ("mamba2_hf", {**MAMBA2_HEADS, "time_step_limit": [0.05, 0.2]}),
+        ("mamba2_hf", {**MAMBA2_HEADS, "time_step_limit": [0.05, {"__float__": "Infinity"}]}),
     ],
-    ids=["gla-inexact-fraction", "rwkv7_fla-small-heads", "rwkv7_pth-small-heads", "rwkv7_fla-rounded-ffn"],
+    ids=[
+        "gla-inexact-fraction",
+        "rwkv7_fla-small-heads",
+        "rwkv7_pth-small-heads",
+        "rwkv7_fla-rounded-ffn",
+        "mamba2_hf-limited",
+        "mamba2_hf-unlimited-above",
+    ],
 )
 def test_rare_configuration(
     family: str, fixed: dict[str, Any], tmp_path: Path, oracle: Oracles, record_property: Record
@@ -121,6 +137,17 @@ MAMBA = {
     "use_conv_bias": True,
     "tie_word_embeddings": False,
 }
+MAMBA2 = {
+    "architectures": ["Mamba2ForCausalLM"],
+    "vocab_size": 90,
+    "num_hidden_layers": 2,
+    **MAMBA2_HEADS,
+    "state_size": 6,
+    "conv_kernel": 4,
+    "use_bias": True,
+    "use_conv_bias": True,
+    "tie_word_embeddings": False,
+}
 GLA = {
     "architectures": ["GLAForCausalLM"],
     "vocab_size": 90,
@@ -150,11 +177,12 @@ RWKV7 = {
 UNREAD = {"blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2"}
 
 
-@pytest.mark.parametrize("family", ["mamba", "gla", "rwkv7"])
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "gla", "rwkv7"])
 def test_every_tensor_of_a_random_checkpoint_matters(family: str, tmp_path: Path) -> None:
     """Without this, agreement with an oracle could mean that a mechanism did nothing in either."""
     tensors = {
         "mamba": lambda: weights.mamba_tensors(MAMBA, seed=1),
+        "mamba2": lambda: weights.mamba2_tensors(MAMBA2, seed=1),
         "gla": lambda: weights.gla_tensors(GLA, seed=1),
         "rwkv7": lambda: weights.rwkv7_tensors(RWKV7, seed=1),
     }[family]()
@@ -178,6 +206,6 @@ def logits_of(family: str, tensors: checkpoints.Tensors, ids: list[int], folder:
     if family == "rwkv7":
         path = checkpoints.write_pth(folder / "model.pth", tensors, "float32")
     else:
-        config = {"mamba": MAMBA, "gla": GLA}[family]
+        config = {"mamba": MAMBA, "mamba2": MAMBA2, "gla": GLA}[family]
         path = checkpoints.write_folder(folder / family, config, tensors, "float32", "safetensors")
     return Reader(load_model(open_checkpoint(path), dtype=torch.float32)).read(ids)

@@ -24,6 +24,14 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("mamba_orig", "rms_norm", False),
     ("mamba_orig", "d_intermediate", 64),
     ("mamba_orig", "attn_layer_idx", [0]),
+    ("mamba2_hf", "hidden_act", "gelu"),
+    ("mamba2_hf", "rms_norm", False),
+    ("mamba2_fla", "rmsnorm", False),
+    ("mamba2_fla", "norm_before_gate", True),
+    ("mamba2_fla", "D_has_hdim", True),
+    ("mamba2_orig", "rms_norm", False),
+    ("mamba2_orig", "d_intermediate", 64),
+    ("mamba2_orig", "attn_layer_idx", [0]),
     ("gla", "hidden_act", "powlu"),
     ("gla", "hidden_act", "gelu"),
     ("gla", "feature_map", "relu"),
@@ -67,6 +75,10 @@ def test_option_is_refused_by_name(family: str, option: str, value: Any, tmp_pat
         ("mamba_hf", "rescale_prenorm_residual", True),
         ("mamba_hf", "time_step_max", 0.5),
         ("mamba_orig", "fused_add_norm", False),
+        ("mamba2_hf", "norm_before_gate", False),
+        ("mamba2_hf", "chunk_size", 7),
+        ("mamba2_hf", "time_step_max", 0.5),
+        ("mamba2_orig", "attn_cfg", {"num_heads": 4}),
     ],
     ids=lambda value: named(value),
 )
@@ -74,6 +86,20 @@ def test_option_that_changes_nothing_is_accepted(family: str, option: str, value
     folder = TINY[family](0, tmp_path / family).path
     set_option(folder, {option: value})
     assert load_model(open_checkpoint(folder)).state_spec.tensors
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("rmsnorm", False), ("norm_before_gate", True), ("D_has_hdim", True), ("d_ssm", 8)],
+    ids=lambda value: named(value),
+)
+def test_option_of_the_original_mamba2_block_is_refused_by_name(option: str, value: Any, tmp_path: Path) -> None:
+    folder = TINY["mamba2_orig"](0, tmp_path / "mamba2_orig").path
+    ssm = json.loads((folder / "config.json").read_text())["ssm_cfg"]
+    set_option(folder, {"ssm_cfg": {**ssm, option: value}})
+    with pytest.raises(UnsupportedModelError, match=option) as refused:
+        load_model(open_checkpoint(folder))
+    assert str(folder / "config.json") in str(refused.value)
 
 
 def set_option(folder: Path, changes: dict[str, Any]) -> None:

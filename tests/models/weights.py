@@ -6,7 +6,7 @@ Setting any one tensor to zero (a norm's to one) moves the logits; `test_oracles
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -44,11 +44,22 @@ class Draw:
 
 def mamba_tensors(config: Mapping[str, Any], seed: int) -> Tensors:
     """transformers' names. `config`: transformers' keys, `intermediate_size` and `time_step_rank` resolved."""
+    return _state_space_model(config, seed, _mamba_block)
+
+
+def mamba2_tensors(config: Mapping[str, Any], seed: int) -> Tensors:
+    """transformers' names. `config`: transformers' keys."""
+    return _state_space_model(config, seed, _mamba2_block)
+
+
+def _state_space_model(
+    config: Mapping[str, Any], seed: int, make_block: Callable[[Draw, Mapping[str, Any]], Tensors]
+) -> Tensors:
     draw = Draw(seed)
     d, rows = config["hidden_size"], config["vocab_size"]
     tensors = {"backbone.embeddings.weight": draw.matrix(rows, d, LOGIT_STD)}
     for layer in range(config["num_hidden_layers"]):
-        block = _mamba_block(draw, config)
+        block = make_block(draw, config)
         tensors.update({f"backbone.layers.{layer}.{name}": tensor for name, tensor in block.items()})
     tensors["backbone.norm_f.weight"] = draw.last_norm(d, config["tie_word_embeddings"])
     if not config["tie_word_embeddings"]:
@@ -59,14 +70,14 @@ def mamba_tensors(config: Mapping[str, Any], seed: int) -> Tensors:
 def _mamba_block(draw: Draw, config: Mapping[str, Any]) -> Tensors:
     d, inner, state = config["hidden_size"], config["intermediate_size"], config["state_size"]
     rank, width = config["time_step_rank"], config["conv_kernel"]
-    step = torch.exp(draw.uniform(math.log(1e-3), 0.0, inner))
+    step_bias = _step_bias(draw, inner)
     block = {
         "norm.weight": draw.norm(d),
         "mixer.in_proj.weight": draw.matrix(2 * inner, d),
         "mixer.conv1d.weight": draw.normal(inner, 1, width, std=width**-0.5),
         "mixer.x_proj.weight": draw.matrix(rank + 2 * state, inner),
         "mixer.dt_proj.weight": draw.matrix(inner, rank, 0.7),
-        "mixer.dt_proj.bias": torch.log(torch.expm1(step)),  # the inverse of softplus
+        "mixer.dt_proj.bias": step_bias,
         "mixer.A_log": draw.uniform(math.log(0.3), math.log(16.0), inner, state),
         "mixer.D": draw.norm(inner),
         "mixer.out_proj.weight": draw.matrix(d, inner, 1.5),
@@ -75,6 +86,33 @@ def _mamba_block(draw: Draw, config: Mapping[str, Any]) -> Tensors:
         block["mixer.conv1d.bias"] = draw.normal(inner, std=0.3)
     if config["use_bias"]:
         block["mixer.in_proj.bias"] = draw.normal(2 * inner, std=0.3)
+        block["mixer.out_proj.bias"] = draw.normal(d, std=0.3)
+    return block
+
+
+def _step_bias(draw: Draw, size: int) -> torch.Tensor:
+    """Whose softplus is 1e-3 to 1."""
+    return torch.log(torch.expm1(torch.exp(draw.uniform(math.log(1e-3), 0.0, size))))
+
+
+def _mamba2_block(draw: Draw, config: Mapping[str, Any]) -> Tensors:
+    d, heads, width = config["hidden_size"], config["num_heads"], config["conv_kernel"]
+    inner = heads * config["head_dim"]
+    channels = inner + 2 * config["n_groups"] * config["state_size"]
+    block = {
+        "norm.weight": draw.norm(d),
+        "mixer.in_proj.weight": draw.matrix(inner + channels + heads, d),
+        "mixer.conv1d.weight": draw.normal(channels, 1, width, std=width**-0.5),
+        "mixer.dt_bias": _step_bias(draw, heads),
+        "mixer.A_log": draw.uniform(math.log(0.3), math.log(16.0), heads),
+        "mixer.D": draw.norm(heads),
+        "mixer.norm.weight": draw.norm(inner),
+        "mixer.out_proj.weight": draw.matrix(d, inner, 1.5),
+    }
+    if config["use_conv_bias"]:
+        block["mixer.conv1d.bias"] = draw.normal(channels, std=0.3)
+    if config["use_bias"]:
+        block["mixer.in_proj.bias"] = draw.normal(inner + channels + heads, std=0.3)
         block["mixer.out_proj.bias"] = draw.normal(d, std=0.3)
     return block
 

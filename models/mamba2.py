@@ -1,0 +1,138 @@
+"""Mamba-2 (Dao and Gu 2024), in the layouts of transformers, flash-linear-attention and the original state-spaces code.
+
+All name the same tensors, but for the embedding and for how the config is written.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ostinato.kernels import rows
+from ostinato.kernels.conv import causal_conv
+from ostinato.kernels.linear import Linear
+from ostinato.kernels.packed import Packed
+from ostinato.kernels.recurrence import recurrence
+from ostinato.models.base import StateSpec, StateTensor, StateTensors
+from ostinato.models.checkpoint import Checkpoint
+from ostinato.models.layers import Embedding, RMSNorm, WeightReader
+from ostinato.models.mamba2_config import Mamba2Config, read_hf_config, read_original_config
+
+
+@dataclass(frozen=True, slots=True)
+class Mamba2Mixer:
+    """The block of section 7 of the paper. rate: [heads], which is A = -exp(A_log)."""
+
+    config: Mamba2Config
+    in_proj: Linear
+    conv_weight: Tensor  # [width, channels]
+    conv_bias: Tensor | None
+    rate: Tensor
+    step_bias: Tensor
+    skip: Tensor
+    norm: RMSNorm  # [groups, inner / groups]
+    out_proj: Linear
+
+    def __call__(self, u: Tensor, batch: Packed, conv: Tensor, ssm: Tensor, residual: Tensor) -> Tensor:
+        """u: [T, hidden]; conv: [slots, width - 1, channels]; ssm: [slots, heads, head, state]; residual: [T, hidden].
+
+        Returns residual and output together: [T, hidden] fp32.
+        """
+        c, shared = self.config, (self.config.groups, self.config.state)
+        z, mixed, step = self.in_proj(u).split([c.inner, c.channels, c.heads], dim=-1)
+        mixed = causal_conv(mixed, self.conv_weight, self.conv_bias, conv, batch)
+        x, b, q = mixed.split([c.inner, c.groups * c.state, c.groups * c.state], dim=-1)
+        step, step_bias = self._limited(step)
+        y = recurrence(
+            q.unflatten(-1, shared),
+            b.unflatten(-1, shared),
+            x.unflatten(-1, (c.heads, c.head)),
+            ssm,
+            batch,
+            rate=self.rate,
+            step=step,
+            step_bias=step_bias,
+            skip=self.skip,
+            gate=z.unflatten(-1, (c.heads, c.head)),
+        )
+        y = self.norm(y.view(-1, *self.norm.weight.shape), self.out_proj.dtype)
+        return self.out_proj(y.flatten(1), residual)
+
+    def _limited(self, step: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The step size before softplus, with its bias; or, where limits are set, the size within them.
+
+        They hold for every token, as in training; the original code forgets them when it decodes token by token.
+        """
+        low, high = self.config.step_limits
+        if low <= 0 and high == math.inf:
+            return step, self.step_bias
+        return rows.softplus(step + self.step_bias).clamp(low, high), None
+
+
+def _read_mixer(read: WeightReader, name: str, c: Mamba2Config) -> Mamba2Mixer:
+    conv = read.tensor(f"{name}.conv1d.weight", c.channels, 1, c.conv_width)
+    return Mamba2Mixer(
+        config=c,
+        in_proj=_projection(read, f"{name}.in_proj", c.inner + c.channels + c.heads, c.hidden, c),
+        conv_weight=conv.squeeze(1).T.contiguous(),
+        conv_bias=read.tensor(f"{name}.conv1d.bias", c.channels) if c.conv_bias else None,
+        rate=read.tensor(f"{name}.A_log", c.heads).exp().neg(),
+        step_bias=read.tensor(f"{name}.dt_bias", c.heads),
+        skip=read.tensor(f"{name}.D", c.heads),
+        norm=RMSNorm(read.tensor(f"{name}.norm.weight", c.inner).view(c.groups, -1), c.norm_eps),
+        out_proj=_projection(read, f"{name}.out_proj", c.hidden, c.inner, c),
+    )
+
+
+def _projection(read: WeightReader, name: str, out: int, into: int, c: Mamba2Config) -> Linear:
+    return read.linear(f"{name}.weight", out, into, bias=f"{name}.bias" if c.projection_bias else None)
+
+
+class Mamba2:
+    """See `ostinato.models.base.Model`. State per layer: `ssm` [heads, head, state] fp32 and the `conv` tail."""
+
+    family = "Mamba-2"
+
+    def __init__(self, checkpoint: Checkpoint, config: Mamba2Config, device: torch.device, dtype: torch.dtype) -> None:
+        c, read = config, WeightReader(checkpoint, device, dtype)
+        self.architecture = checkpoint.architecture
+        self.vocab_size, self.dtype = c.vocab_size, dtype
+        self.state_spec = StateSpec(
+            (
+                StateTensor("ssm", c.layers, (c.heads, c.head, c.state), torch.float32),
+                StateTensor("conv", c.layers, (c.conv_width - 1, c.channels), dtype),
+            )
+        )
+        self._embedding = Embedding(read.matrix(c.embedding_name, c.vocab_rows, c.hidden))
+        self._layers = [
+            (
+                RMSNorm(read.tensor(f"backbone.layers.{i}.norm.weight", c.hidden), c.norm_eps),
+                _read_mixer(read, f"backbone.layers.{i}.mixer", c),
+            )
+            for i in range(c.layers)
+        ]
+        self._norm = RMSNorm(read.tensor("backbone.norm_f.weight", c.hidden), c.norm_eps)
+        self._head = read.head("lm_head.weight", c.vocab_rows, c.hidden, self._embedding, c.tied)
+        self.weight_bytes = read.num_bytes
+
+    def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
+        """See `Model.forward`."""
+        x = self._embedding(tokens)
+        for i, (norm, mixer) in enumerate(self._layers):
+            x = mixer(norm(x, self.dtype), batch, pool["conv"][i], pool["ssm"][i], x)
+        return self._norm(x, self.dtype)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Model.logits`."""
+        return self._head(hidden)
+
+
+def load_hf(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Mamba2:
+    """The layout of transformers' Mamba2ForCausalLM, and of flash-linear-attention's."""
+    return Mamba2(checkpoint, read_hf_config(checkpoint), device, dtype)
+
+
+def load_original(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Mamba2:
+    """The layout of the state-spaces/mamba repository."""
+    return Mamba2(checkpoint, read_original_config(checkpoint), device, dtype)
