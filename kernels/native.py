@@ -120,5 +120,11 @@ def load() -> str | None:
     try:
         _compile(library)
     except (RuntimeError, OSError) as error:
-        return f"compiling the CPU operators failed: {error}"
+        return f"compiling the CPU operators failed: {_first_errors(str(error))}"
     return None
+
+
+def _first_errors(output: str) -> str:
+    """A compiler's output without the pages around what it complains of."""
+    lines = [line.strip() for line in output.splitlines()]
+    return "; ".join([line for line in lines if "error:" in line][:3] or lines[:1])

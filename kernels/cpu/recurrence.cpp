@@ -4,7 +4,10 @@
 // sequence, keeps them transposed, as [K, lanes], in its first-level cache and walks all tokens ("head outside, token
 // inside"). Sums over K need no sum over lanes that way, and have one fixed order: kChains partial sums, k by k. What
 // depends on the token but not on the row (exp of decays, normalised keys) is prepared once for a block of tokens.
+#include <ATen/ops/add.h>
+#include <ATen/ops/clone.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mul.h>
 #include <torch/library.h>
 
 #include <array>
@@ -20,15 +23,16 @@ enum class Decay { kNone, kScalar, kVector, kMatrix };
 enum class Delta { kNone, kBeta, kGeneral };
 
 constexpr int64_t kTokens = 16;       // tokens that are prepared at a time
-constexpr int64_t kTogether = 4;      // of these, tokens that meet a vector of S while it is in a register
+// Of these, tokens that meet a vector of S while it is in a register; exponentials need registers too.
+constexpr int64_t tokens_together(Decay decay) { return decay == Decay::kMatrix ? 2 : 4; }
 constexpr int64_t kChains = 4;        // partial sums of a sum over K
 constexpr int64_t kTileBytes = 16384; // of S, kept in the first-level cache
 constexpr int64_t kLineBytes = kLanes * sizeof(float);
 constexpr float kNormalizeEps = 1e-6f;
 
 struct Recurrence {
-  Operand q, k, v, log_decay, step, beta, a, b, gate;
-  const float *rate, *step_bias, *bonus, *skip;  // parameters, or null
+  Operand q, k, v, decay, step, beta, a, b, gate;  // decay: factors, per head or per element of K
+  const float *rate, *step_bias, *bonus, *skip;    // parameters, or null; rate and its step_bias: of a matrix decay
   bool skip_per_row, normalize;
   float scale;
   Packed batch;
@@ -56,24 +60,6 @@ void scale_row(const float* from, float* to, int64_t width, bool normalize, floa
   map_row(width, [&](int64_t i, int64_t n) { store(to + i, load(from + i, n) * Vec(scale), n); });
 }
 
-float softplus_of(float x) {
-  alignas(64) float lane[kLanes];
-  softplus(Vec(x)).store(lane);
-  return lane[0];
-}
-
-float exp_of(float x) {
-  alignas(64) float lane[kLanes];
-  exp(Vec(x)).store(lane);
-  return lane[0];
-}
-
-// The step size of a token that all rows of a head share.
-float head_step(const Recurrence& p, int64_t t, int64_t head) {
-  const float step = *p.step.at(t, head);
-  return p.step_bias ? softplus_of(step + p.step_bias[head]) : step;
-}
-
 template <Decay kDecay, Delta kDelta>
 void prepare(const Recurrence& p, int64_t head, int64_t first, int64_t count, Block& block) {
   const int64_t width = p.width;
@@ -81,12 +67,10 @@ void prepare(const Recurrence& p, int64_t head, int64_t first, int64_t count, Bl
     const int64_t t = first + i, at = i * width;
     scale_row(p.q.at(t, head), &block.q[at], width, p.normalize, p.scale);
     scale_row(p.k.at(t, head), &block.k[at], width, p.normalize, 1.f);
-    if constexpr (kDecay == Decay::kVector)
-      map_row(width, [&](int64_t j, int64_t n) { store(&block.d[at + j], exp(load(p.log_decay.at(t, head) + j, n)), n); });
+    if constexpr (kDecay == Decay::kVector) std::copy_n(p.decay.at(t, head), width, &block.d[at]);
     if constexpr (kDecay == Decay::kScalar) {
-      const float step = p.rate ? head_step(p, t, head) : 1.f;
-      block.scalar_step[i] = step;
-      block.scalar_decay[i] = exp_of(p.rate ? step * p.rate[head] : *p.log_decay.at(t, head));
+      block.scalar_decay[i] = *p.decay.at(t, head);
+      block.scalar_step[i] = p.step.data ? *p.step.at(t, head) : 1.f;
     }
     if constexpr (kDelta == Delta::kGeneral) {
       std::copy_n(p.a.at(t, head), width, &block.a[at]);
@@ -109,12 +93,11 @@ void prepare(const Recurrence& p, int64_t head, int64_t first, int64_t count, Bl
   }
 }
 
-// kLanes rows of S during a scan: s and (for a matrix decay) rate are [K, stride], at this tile's first lane.
+// kLanes rows of S during a scan: s and (for a matrix decay) rate are [K, kLanes].
 struct Tile {
   float* s;
   const float* rate;
   const char* ahead;  // what the next task will load, as long as this tile; a step is bound by memory
-  int64_t stride;
   int64_t head, row, count;  // its rows of the head
 };
 
@@ -151,7 +134,7 @@ Values read_values(const Recurrence& p, const Tile& tile, const Block& block, in
     if (p.step_bias) step = softplus(step + load(p.step_bias + tile.head * p.rows + tile.row, tile.count));
     return {x, x * step, step};
   }
-  if (kDecay == Decay::kScalar && p.rate) return {x, x * Vec(block.scalar_step[i]), Vec(0.f)};
+  if constexpr (kDecay == Decay::kScalar) return {x, x * Vec(block.scalar_step[i]), Vec(0.f)};
   return {x, x, Vec(0.f)};
 }
 
@@ -166,11 +149,12 @@ void write_output(const Recurrence& p, const Tile& tile, const Block& block, int
   store(p.y + (t * p.heads + tile.head) * p.rows + tile.row, y, tile.count);
 }
 
+// D s for one element of K: `at` is its place in the block, `rate` the lanes' rates.
 template <Decay kDecay>
-Vec decayed(Vec s, const Tile& tile, const Block& block, int64_t i, int64_t k, Vec step) {
+Vec decayed(Vec s, const Block& block, int64_t i, int64_t at, const float* rate, Vec step) {
   if constexpr (kDecay == Decay::kScalar) return s * Vec(block.scalar_decay[i]);
-  if constexpr (kDecay == Decay::kVector) return s * Vec(block.d[i * block.k_stride + k]);
-  if constexpr (kDecay == Decay::kMatrix) return s * exp(step * load(tile.rate + k * tile.stride, kLanes));
+  if constexpr (kDecay == Decay::kVector) return s * Vec(block.d[at]);
+  if constexpr (kDecay == Decay::kMatrix) return s * exp(step * Vec::loadu(rate));
   return s;
 }
 
@@ -180,23 +164,25 @@ template <typename State, Decay kDecay, bool kBonus, int64_t kCount>
 void advance(const Recurrence& p, const Tile& tile, const Block& block, int64_t i, int64_t t) {
   std::array<Values, kCount> values;
   std::array<Chains, kCount> y;
+#pragma GCC unroll 4
   for (int64_t n = 0; n < kCount; ++n) {
     values[n] = read_values<kDecay>(p, tile, block, i + n, t + n);
     y[n] = zero_chains();
   }
   const auto visit = [&](int64_t k, auto chain) __attribute__((always_inline)) {
-    if constexpr (kCount == 1) __builtin_prefetch(tile.ahead + k * kLineBytes, 1);
-    Vec s = Vec::loadu(tile.s + k * tile.stride);
+    Vec s = Vec::loadu(tile.s + k * kLanes);
+#pragma GCC unroll 4
     for (int64_t n = 0; n < kCount; ++n) {
       const int64_t at = (i + n) * block.k_stride + k;
       if constexpr (kBonus) y[n][chain] = at::vec::fmadd(s, Vec(block.q[at]), y[n][chain]);
-      s = decayed<kDecay>(s, tile, block, i + n, k, values[n].step);
+      s = decayed<kDecay>(s, block, i + n, at, tile.rate + k * kLanes, values[n].step);
       s = rounded<State>(at::vec::fmadd(values[n].v, Vec(block.k[at]), s));
       if constexpr (!kBonus) y[n][chain] = at::vec::fmadd(s, Vec(block.q[at]), y[n][chain]);
     }
-    s.store(tile.s + k * tile.stride);
+    s.store(tile.s + k * kLanes);
   };
   in_chains(p.width, visit);
+#pragma GCC unroll 4
   for (int64_t n = 0; n < kCount; ++n)
     write_output(p, tile, block, i + n, t + n, values[n], total(y[n]));
 }
@@ -211,11 +197,10 @@ Vec advance_delta(const Recurrence& p, const Tile& tile, const Block& block, int
   Chains y = zero_chains(), u = zero_chains();
   const auto visit = [&](int64_t k, auto chain) __attribute__((always_inline)) {
     const int64_t at = i * block.k_stride + k;
-    __builtin_prefetch(tile.ahead + k * kLineBytes, 1);
-    Vec s = decayed<kDecay>(Vec::loadu(tile.s + k * tile.stride), tile, block, i, k, Vec(0.f));
+    Vec s = decayed<kDecay>(Vec::loadu(tile.s + k * kLanes), block, i, at, nullptr, Vec(0.f));
     if constexpr (kDelta == Delta::kGeneral) s = at::vec::fmadd(recalled, Vec(block.b[at]), s);
     s = rounded<State>(at::vec::fmadd(v, Vec(block.k[at]), s));
-    s.store(tile.s + k * tile.stride);
+    s.store(tile.s + k * kLanes);
     y[chain] = at::vec::fmadd(s, Vec(block.q[at]), y[chain]);
     u[chain] = at::vec::fmadd(s, Vec(block.a[at + next]), u[chain]);
   };
@@ -228,12 +213,13 @@ Vec advance_delta(const Recurrence& p, const Tile& tile, const Block& block, int
 Vec recall(const Tile& tile, const Block& block, int64_t width) {
   Chains u = zero_chains();
   for (int64_t k = 0; k < width; ++k)
-    u[k % kChains] = at::vec::fmadd(Vec::loadu(tile.s + k * tile.stride), Vec(block.a[k]), u[k % kChains]);
+    u[k % kChains] = at::vec::fmadd(Vec::loadu(tile.s + k * kLanes), Vec(block.a[k]), u[k % kChains]);
   return total(u);
 }
 
 template <typename State, Decay kDecay, bool kBonus>
 void advance_plain(const Recurrence& p, const Tile& tile, const Block& block, int64_t first, int64_t count) {
+  constexpr int64_t kTogether = tokens_together(kDecay);
   int64_t i = 0;
   for (; i + kTogether <= count; i += kTogether) advance<State, kDecay, kBonus, kTogether>(p, tile, block, i, first + i);
   for (; i < count; ++i) advance<State, kDecay, kBonus, 1>(p, tile, block, i, first + i);
@@ -251,6 +237,73 @@ void advance_block(const Recurrence& p, const Tile& tile, const Block& block, in
   }
 }
 
+// count rows of the pool, of `columns` elements each and `width` apart -> [columns, kLanes]; row_major: as many floats.
+template <typename State>
+void load_rows(const State* from, int64_t width, int64_t count, int64_t columns, float* s, float* row_major) {
+  if constexpr (std::is_same_v<State, float>) return transpose(from, width, s, kLanes, count, columns);
+  for (int64_t i = 0; i < count; ++i)
+    map_row(columns, [&](int64_t j, int64_t n) { store(row_major + i * columns + j, load(from + i * width + j, n), n); });
+  transpose(row_major, columns, s, kLanes, count, columns);
+}
+
+template <typename State>
+void store_rows(const float* s, State* to, int64_t width, int64_t count, int64_t columns, float* row_major) {
+  if constexpr (std::is_same_v<State, float>) return transpose(s, kLanes, to, width, columns, count);
+  transpose(s, kLanes, row_major, columns, columns, count);
+  for (int64_t i = 0; i < count; ++i)
+    map_row(columns, [&](int64_t j, int64_t n) { store(to + i * width + j, load(row_major + i * columns + j, n), n); });
+}
+
+// A single token without a delta term, straight from the pool to the pool: a step is bound by memory, so S passes through
+// registers in square blocks, while what the next tile will need is fetched.
+template <typename State, Decay kDecay, bool kBonus>
+void step_plain(const Recurrence& p, const Tile& tile, const Block& block, int64_t t, const State* from, State* to) {
+  alignas(64) float s[kLanes * kLanes], rate[kLanes * kLanes], row_major[kLanes * kLanes];
+  const Values values = read_values<kDecay>(p, tile, block, 0, t);
+  Chains y = zero_chains();
+  for (int64_t k = 0; k < p.width; k += kLanes) {
+    const int64_t columns = lanes_left(k, p.width);
+    if (from)
+      load_rows(from + k, p.width, tile.count, columns, s, row_major);
+    else
+      std::fill_n(s, kLanes * kLanes, 0.f);
+    if constexpr (kDecay == Decay::kMatrix)
+      transpose(p.rate + (tile.head * p.rows + tile.row) * p.width + k, p.width, rate, kLanes, tile.count, columns);
+    in_chains(columns, [&](int64_t j, auto chain) __attribute__((always_inline)) {
+      __builtin_prefetch(tile.ahead + (k + j) * kLineBytes, 1);
+      Vec x = Vec::loadu(s + j * kLanes);
+      if constexpr (kBonus) y[chain] = at::vec::fmadd(x, Vec(block.q[k + j]), y[chain]);
+      x = decayed<kDecay>(x, block, 0, k + j, rate + j * kLanes, values.step);
+      x = rounded<State>(at::vec::fmadd(values.v, Vec(block.k[k + j]), x));
+      if constexpr (!kBonus) y[chain] = at::vec::fmadd(x, Vec(block.q[k + j]), y[chain]);
+      x.store(s + j * kLanes);
+    });
+    if (to) store_rows(s, to + k, p.width, tile.count, columns, row_major);
+  }
+  write_output(p, tile, block, 0, t, values, total(y));
+}
+
+// A single token with a delta term: what S recalls is summed up while S is loaded.
+template <typename State, Decay kDecay, Delta kDelta>
+void step_delta(const Recurrence& p, const Tile& tile, const Block& block, int64_t t, const State* from, State* to) {
+  alignas(64) float row_major[kLanes * kLanes];
+  Chains u = zero_chains();
+  for (int64_t k = 0; k < p.width; k += kLanes) {
+    const int64_t columns = lanes_left(k, p.width);
+    if (from)
+      load_rows(from + k, p.width, tile.count, columns, tile.s + k * kLanes, row_major);
+    else
+      std::fill_n(tile.s + k * kLanes, columns * kLanes, 0.f);
+    in_chains(columns, [&](int64_t j, auto chain) __attribute__((always_inline)) {
+      __builtin_prefetch(tile.ahead + (k + j) * kLineBytes, 1);
+      u[chain] = at::vec::fmadd(Vec::loadu(tile.s + (k + j) * kLanes), Vec(block.a[k + j]), u[chain]);
+    });
+  }
+  advance_delta<State, kDecay, kDelta>(p, tile, block, 0, t, total(u), false);
+  for (int64_t k = 0; to && k < p.width; k += kLanes)
+    store_rows(tile.s + k * kLanes, to + k, p.width, tile.count, lanes_left(k, p.width), row_major);
+}
+
 // The memory of one thread: rows of S and rates, transposed, and one block of tokens.
 struct Scratch {
   Scratch(int64_t width, int64_t lanes)
@@ -261,54 +314,73 @@ struct Scratch {
   Block block;
 };
 
+// `lanes` rows of a head, or what is left of it, of one sequence.
 template <typename State>
-void load_rows(const State* from, int64_t count, int64_t width, float* s, int64_t stride, float* row_major) {
-  if constexpr (std::is_same_v<State, float>) {
-    transpose(from, width, s, stride, count, width);
-  } else {
-    map_row(count * width, [&](int64_t i, int64_t n) { store(row_major + i, load(from + i, n), n); });
-    transpose(row_major, width, s, stride, count, width);
-  }
-}
+struct Task {
+  const Recurrence& p;
+  int64_t sequence, head, row, lanes;
 
-template <typename State>
-void store_rows(const float* s, int64_t stride, State* to, int64_t count, int64_t width, float* row_major) {
-  if constexpr (std::is_same_v<State, float>) {
-    transpose(s, stride, to, width, width, count);
-  } else {
-    transpose(s, stride, row_major, width, width, count);
-    map_row(count * width, [&](int64_t i, int64_t n) { store(to + i, load(row_major + i, n), n); });
-  }
-}
-
-// `lanes` rows of a head, or what is left of it.
-template <typename State, Decay kDecay, Delta kDelta>
-void run_task(const Recurrence& p, int64_t sequence, int64_t head, int64_t row, int64_t lanes, Scratch& scratch) {
-  const int64_t last = std::min(row + lanes, p.rows);
-  const auto state_row = [&](int64_t slot, int64_t r) {
+  int64_t src() const { return p.batch.src[sequence]; }
+  int64_t dst() const { return p.batch.dst[sequence]; }
+  int64_t last() const { return std::min(row + lanes, p.rows); }
+  int64_t count(int64_t r) const { return lanes_left(r, last()); }
+  float* tile_of(float* tiles, int64_t r) const { return tiles + (r - row) * p.width; }
+  State* state_row(int64_t slot, int64_t r) const {
     return static_cast<State*>(p.state) + ((slot * p.heads + head) * p.rows + r) * p.width;
-  };
-  const int64_t src = p.batch.src[sequence], dst = p.batch.dst[sequence];
-  const auto ahead = [&](int64_t r) { return reinterpret_cast<const char*>(state_row(std::max<int64_t>(0, src), r + lanes)); };
-  if (src < 0) std::fill_n(scratch.s, p.width * lanes, 0.f);
-  for (int64_t r = row; r < last; r += kLanes) {
-    const int64_t count = lanes_left(r, last);
-    if (src >= 0) load_rows(state_row(src, r), count, p.width, &scratch.s[r - row], lanes, scratch.row_major);
+  }
+  State* state_row_or_null(int64_t slot, int64_t r) const { return slot < 0 ? nullptr : state_row(slot, r); }
+  Tile tile(const Scratch& scratch, int64_t r) const {
+    const State* ahead = state_row(std::max<int64_t>(0, src()), r + lanes);
+    return {tile_of(scratch.s, r), tile_of(scratch.rate, r), reinterpret_cast<const char*>(ahead), head, r, count(r)};
+  }
+};
+
+template <typename State, Decay kDecay, Delta kDelta>
+void run_step(const Task<State>& task, Scratch& scratch) {
+  const Recurrence& p = task.p;
+  const int64_t t = p.batch.starts[task.sequence];
+  prepare<kDecay, kDelta>(p, task.head, t, 1, scratch.block);
+  for (int64_t r = task.row; r < task.last(); r += kLanes) {
+    const State* from = task.state_row_or_null(task.src(), r);
+    State* to = task.state_row_or_null(task.dst(), r);
+    const Tile tile = task.tile(scratch, r);
+    if constexpr (kDelta != Delta::kNone)
+      step_delta<State, kDecay, kDelta>(p, tile, scratch.block, t, from, to);
+    else
+      p.bonus ? step_plain<State, kDecay, true>(p, tile, scratch.block, t, from, to)
+              : step_plain<State, kDecay, false>(p, tile, scratch.block, t, from, to);
+  }
+}
+
+template <typename State, Decay kDecay, Delta kDelta>
+void run_scan(const Task<State>& task, Scratch& scratch) {
+  const Recurrence& p = task.p;
+  if (task.src() < 0) std::fill_n(scratch.s, p.width * task.lanes, 0.f);
+  for (int64_t r = task.row; r < task.last(); r += kLanes) {
+    if (task.src() >= 0)
+      load_rows(task.state_row(task.src(), r), p.width, task.count(r), p.width, task.tile_of(scratch.s, r),
+                scratch.row_major);
     if constexpr (kDecay == Decay::kMatrix)
-      transpose(p.rate + (head * p.rows + r) * p.width, p.width, &scratch.rate[r - row], lanes, count, p.width);
+      transpose(p.rate + (task.head * p.rows + r) * p.width, p.width, task.tile_of(scratch.rate, r), kLanes,
+                task.count(r), p.width);
   }
-  const int64_t stop = p.batch.starts[sequence + 1];
-  for (int64_t t = p.batch.starts[sequence]; t < stop; t += kTokens) {
+  const int64_t stop = p.batch.starts[task.sequence + 1];
+  for (int64_t t = p.batch.starts[task.sequence]; t < stop; t += kTokens) {
     const int64_t tokens = std::min(kTokens, stop - t);
-    prepare<kDecay, kDelta>(p, head, t, tokens, scratch.block);
-    for (int64_t r = row; r < last; r += kLanes)
-      advance_block<State, kDecay, kDelta>(
-          p, {&scratch.s[r - row], &scratch.rate[r - row], ahead(r), lanes, head, r, lanes_left(r, last)}, scratch.block,
-          t, tokens);
+    prepare<kDecay, kDelta>(p, task.head, t, tokens, scratch.block);
+    for (int64_t r = task.row; r < task.last(); r += kLanes)
+      advance_block<State, kDecay, kDelta>(p, task.tile(scratch, r), scratch.block, t, tokens);
   }
-  if (dst < 0) return;
-  for (int64_t r = row; r < last; r += kLanes)
-    store_rows(&scratch.s[r - row], lanes, state_row(dst, r), lanes_left(r, last), p.width, scratch.row_major);
+  if (task.dst() < 0) return;
+  for (int64_t r = task.row; r < task.last(); r += kLanes)
+    store_rows(task.tile_of(scratch.s, r), task.state_row(task.dst(), r), p.width, task.count(r), p.width,
+               scratch.row_major);
+}
+
+template <typename State, Decay kDecay, Delta kDelta>
+void run_task(const Task<State>& task, Scratch& scratch) {
+  task.p.batch.length(task.sequence) == 1 ? run_step<State, kDecay, kDelta>(task, scratch)
+                                           : run_scan<State, kDecay, kDelta>(task, scratch);
 }
 
 template <typename State, Decay kDecay, Delta kDelta>
@@ -322,7 +394,7 @@ void run_all(const Recurrence& p) {
   at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
     Scratch scratch(p.width, lanes);
     for (int64_t task = begin; task < end; ++task)
-      run_task<State, kDecay, kDelta>(p, task / tiles / p.heads, task / tiles % p.heads, task % tiles * lanes, lanes,
+      run_task<State, kDecay, kDelta>({p, task / tiles / p.heads, task / tiles % p.heads, task % tiles * lanes, lanes},
                                       scratch);
   });
 }
@@ -356,20 +428,48 @@ const float* data_or_null(const std::optional<at::Tensor>& x) { return x ? x->co
 
 using Optional = const std::optional<at::Tensor>&;
 
+// f of every element, in parallel: what all tasks share.
+template <typename F>
+at::Tensor map_all(const at::Tensor& x, F f) {
+  at::Tensor y = x.to(at::kFloat).contiguous();
+  if (y.is_same(x) || y.is_alias_of(x)) y = y.clone();
+  float* data = y.mutable_data_ptr<float>();
+  at::parallel_for(0, y.numel(), kElementsPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += kLanes) {
+      const int64_t n = lanes_left(i, end);
+      store(data + i, f(load(data + i, n)), n);
+    }
+  });
+  return y;
+}
+
+// Steps as they enter the state, and decays as factors, where a head shares them.
+struct Factors {
+  std::optional<at::Tensor> step, decay;
+};
+
+Factors factors_of(Optional log_decay, Optional rate, Optional step, Optional step_bias) {
+  if (log_decay) return {std::nullopt, map_all(*log_decay, [](Vec x) { return exp(x); })};
+  if (!rate || rate->dim() == 3) return {step, std::nullopt};
+  const at::Tensor shared = step_bias ? map_all(at::add(*step, *step_bias), [](Vec x) { return softplus(x); }) : *step;
+  return {shared, map_all(at::mul(shared, *rate), [](Vec x) { return exp(x); })};
+}
+
 at::Tensor recurrence(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& state,
                       const at::Tensor& src, const at::Tensor& dst, const at::Tensor& starts, int64_t /*longest*/,
                       Optional log_decay, Optional rate, Optional step, Optional step_bias, Optional beta, Optional a,
                       Optional b, Optional bonus, Optional skip, Optional gate, bool normalize, double scale) {
   const int64_t tokens = q.size(0), heads = state.size(1), rows = state.size(2), width = state.size(3);
   at::Tensor y = at::empty({tokens, heads, rows}, q.options().dtype(at::kFloat));
-  const HeldOperand q_ = held(q, heads), k_ = held(k, heads), v_ = held(v, heads), log_decay_ = held(log_decay, heads),
-                    step_ = held(step, heads), beta_ = held(beta, heads), a_ = held(a, heads), b_ = held(b, heads),
-                    gate_ = held(gate, heads);
+  const Factors factors = factors_of(log_decay, rate, step, step_bias);
+  const HeldOperand q_ = held(q, heads), k_ = held(k, heads), v_ = held(v, heads), decay_ = held(factors.decay, heads),
+                    step_ = held(factors.step, heads), beta_ = held(beta, heads), a_ = held(a, heads),
+                    b_ = held(b, heads), gate_ = held(gate, heads);
   const auto parameter = [](Optional x) { return x ? std::optional(x->contiguous()) : std::nullopt; };
   const auto rate_ = parameter(rate), step_bias_ = parameter(step_bias), bonus_ = parameter(bonus),
              skip_ = parameter(skip);
   const Recurrence p{
-      q_.operand, k_.operand, v_.operand, log_decay_.operand, step_.operand, beta_.operand, a_.operand, b_.operand,
+      q_.operand, k_.operand, v_.operand, decay_.operand, step_.operand, beta_.operand, a_.operand, b_.operand,
       gate_.operand, data_or_null(rate_), data_or_null(step_bias_), data_or_null(bonus_), data_or_null(skip_),
       skip && skip->dim() == 2, normalize, static_cast<float>(scale),
       packed(src, dst, starts, state.size(0), tokens), heads, rows, width, state.data_ptr(), y.mutable_data_ptr<float>()};

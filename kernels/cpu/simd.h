@@ -144,7 +144,15 @@ inline Vec exp(Vec x) {
 
 inline Vec sigmoid(Vec x) { return Vec(1.f) / (Vec(1.f) + exp(x.neg())); }
 inline Vec silu(Vec x) { return x / (Vec(1.f) + exp(x.neg())); }
-// log(1 + e^x), linear where e^x would overflow and the difference is below half an ulp.
-inline Vec softplus(Vec x) { return Vec::blendv(exp(x).log1p(), x, x > Vec(20.f)); }
+// log(1 + u) for 0 <= u <= 1: twice the inverse hyperbolic tangent of u / (2 + u), by its Taylor series.
+inline Vec log1p_of_unit(Vec u) {
+  const Vec s = u / (u + Vec(2.f)), z = s * s;
+  Vec p(1.f / 15);
+  for (const float c : {1.f / 13, 1.f / 11, 1.f / 9, 1.f / 7, 1.f / 5, 1.f / 3}) p = at::vec::fmadd(p, z, Vec(c));
+  return at::vec::fmadd(p * z, s, s) * Vec(2.f);
+}
+
+// log(1 + e^x) = max(x, 0) + log(1 + e^-|x|).
+inline Vec softplus(Vec x) { return at::vec::maximum(x, Vec(0.f)) + log1p_of_unit(exp(x.abs().neg())); }
 
 }  // namespace ostinato
