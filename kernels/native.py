@@ -58,7 +58,8 @@ def cache_folder() -> Path:
 def _flags() -> list[str]:
     level = instruction_set()
     # Contraction into fused multiply-adds is written out where it is wanted: the compiler must not choose.
-    return ["-O3", "-ffp-contract=off", f"-DCPU_CAPABILITY={level}", *_OPENMP, *_VECTOR_FLAGS.get(level, [])]
+    rounding = ["-mavx512bf16"] if level == "AVX512" and torch.cpu._is_avx512_bf16_supported() else []
+    return ["-O3", "-ffp-contract=off", f"-DCPU_CAPABILITY={level}", *_OPENMP, *_VECTOR_FLAGS.get(level, []), *rounding]
 
 
 def _library() -> Path:

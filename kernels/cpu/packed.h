@@ -40,7 +40,7 @@ inline Packed packed(const at::Tensor& src, const at::Tensor& dst, const at::Ten
 // An fp32 operand [T, G, N] (or [T, G], N = 1), contiguous in its last dimension; consecutive heads share a group.
 struct Operand {
   const float* data = nullptr;
-  int64_t token_stride = 0, group_stride = 0, heads_per_group = 1;
+  int64_t token_stride = 0, group_stride = 0, heads_per_group = 1, row_width = 0;
 
   const float* at(int64_t token, int64_t head) const {
     return data + token * token_stride + head / heads_per_group * group_stride;
@@ -57,7 +57,7 @@ inline HeldOperand held(const at::Tensor& x, int64_t heads) {
   at::Tensor y = x.to(at::kFloat);
   if (y.dim() == 2) y = y.unsqueeze(-1);
   if (y.size(2) > 1 && y.stride(2) != 1) y = y.contiguous();
-  return {y, {y.const_data_ptr<float>(), y.stride(0), y.stride(1), heads / y.size(1)}};
+  return {y, {y.const_data_ptr<float>(), y.stride(0), y.stride(1), heads / y.size(1), y.size(2)}};
 }
 
 inline HeldOperand held(const std::optional<at::Tensor>& x, int64_t heads) {

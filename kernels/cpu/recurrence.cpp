@@ -28,7 +28,7 @@ constexpr int64_t tokens_together(Decay decay) { return decay == Decay::kMatrix 
 constexpr int64_t kChains = 4;        // partial sums of a sum over K
 constexpr int64_t kTileBytes = 16384; // of S, kept in the first-level cache
 constexpr int64_t kLineBytes = kLanes * sizeof(float);
-constexpr float kNormalizeEps = 1e-6f;
+constexpr float kNormalizeEps = 1e-6f, kLog2E = 1.44269504f;
 
 struct Recurrence {
   Operand q, k, v, decay, step, beta, a, b, gate;  // decay: factors, per head or per element of K
@@ -121,7 +121,8 @@ inline __attribute__((always_inline)) void in_chains(int64_t width, F visit) {
 inline Chains zero_chains() { return {Vec(0.f), Vec(0.f), Vec(0.f), Vec(0.f)}; }
 inline Vec total(const Chains& x) { return (x[0] + x[1]) + (x[2] + x[3]); }
 
-// What a token brings to the rows of a tile: its value as read (x), as it enters the state (v), and the step size.
+// What a token brings to the rows of a tile: its value as read (x), as it enters the state (v), and the step size in
+// units of which 2 is the base.
 struct Values {
   Vec x, v, step;
 };
@@ -132,7 +133,7 @@ Values read_values(const Recurrence& p, const Tile& tile, const Block& block, in
   if constexpr (kDecay == Decay::kMatrix) {
     Vec step = load(p.step.at(t, tile.head) + tile.row, tile.count);
     if (p.step_bias) step = softplus(step + load(p.step_bias + tile.head * p.rows + tile.row, tile.count));
-    return {x, x * step, step};
+    return {x, x * step, step * Vec(kLog2E)};
   }
   if constexpr (kDecay == Decay::kScalar) return {x, x * Vec(block.scalar_step[i]), Vec(0.f)};
   return {x, x, Vec(0.f)};
@@ -154,7 +155,7 @@ template <Decay kDecay>
 Vec decayed(Vec s, const Block& block, int64_t i, int64_t at, const float* rate, Vec step) {
   if constexpr (kDecay == Decay::kScalar) return s * Vec(block.scalar_decay[i]);
   if constexpr (kDecay == Decay::kVector) return s * Vec(block.d[at]);
-  if constexpr (kDecay == Decay::kMatrix) return s * exp(step * Vec::loadu(rate));
+  if constexpr (kDecay == Decay::kMatrix) return s * exp2(step * Vec::loadu(rate));
   return s;
 }
 
@@ -304,6 +305,14 @@ void step_delta(const Recurrence& p, const Tile& tile, const Block& block, int64
     store_rows(tile.s + k * kLanes, to + k, p.width, tile.count, lanes_left(k, p.width), row_major);
 }
 
+// Rows of operands lie far apart, where the processor does not look ahead: fetches those of the next block of tokens.
+void fetch_values(const Recurrence& p, int64_t head, int64_t row, int64_t last, int64_t first_token, int64_t stop) {
+  for (int64_t t = first_token; t < std::min(first_token + kTokens, stop); ++t)
+    for (const Operand* x : {&p.v, &p.step, &p.gate})
+      if (x->data && x->row_width > 1)
+        for (int64_t r = row; r < last; r += kLanes) __builtin_prefetch(x->at(t, head) + r);
+}
+
 // The memory of one thread: rows of S and rates, transposed, and one block of tokens.
 struct Scratch {
   Scratch(int64_t width, int64_t lanes)
@@ -368,6 +377,7 @@ void run_scan(const Task<State>& task, Scratch& scratch) {
   for (int64_t t = p.batch.starts[task.sequence]; t < stop; t += kTokens) {
     const int64_t tokens = std::min(kTokens, stop - t);
     prepare<kDecay, kDelta>(p, task.head, t, tokens, scratch.block);
+    fetch_values(p, task.head, task.row, task.last(), t + kTokens, stop);
     for (int64_t r = task.row; r < task.last(); r += kLanes)
       advance_block<State, kDecay, kDelta>(p, task.tile(scratch, r), scratch.block, t, tokens);
   }

@@ -56,7 +56,13 @@ inline void store(float* p, Vec x, int64_t count) { x.store(p, count); }
 
 template <typename T>
 void store(T* p, Vec x, int64_t count) {
-  if constexpr (std::is_same_v<T, c10::BFloat16>) return at::vec::convert_float_bfloat16(x, x).store(p, count);
+  if constexpr (std::is_same_v<T, c10::BFloat16>) {
+#if defined(__AVX512BF16__)
+    return _mm256_mask_storeu_epi16(p, (1u << count) - 1, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+#else
+    return at::vec::convert_float_bfloat16(x, x).store(p, count);
+#endif
+  }
   alignas(64) float buffer[kLanes];
   x.store(buffer);
   for (int64_t i = 0; i < count; ++i) p[i] = static_cast<T>(buffer[i]);
@@ -100,8 +106,14 @@ inline RowMoments row_moments(const float* x, int64_t width, float eps) {
 template <typename T>
 Vec rounded(Vec x) {
   if constexpr (std::is_same_v<T, float>) return x;
-  if constexpr (std::is_same_v<T, c10::BFloat16>)
+  if constexpr (std::is_same_v<T, c10::BFloat16>) {
+#if defined(__AVX512BF16__)
+    const __m512i bits = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+#else
     return std::get<0>(at::vec::convert_bfloat16_float(at::vec::convert_float_bfloat16(x, x)));
+#endif
+  }
   alignas(64) T buffer[kLanes];
   store(buffer, x, kLanes);
   return load(buffer, kLanes);
@@ -142,8 +154,31 @@ inline Vec exp(Vec x) {
   return scale_by_power(at::vec::fmadd(p * r, r, r) + Vec(1.f), n);
 }
 
-inline Vec sigmoid(Vec x) { return Vec(1.f) / (Vec(1.f) + exp(x.neg())); }
-inline Vec silu(Vec x) { return x / (Vec(1.f) + exp(x.neg())); }
+// 2^x within 1.5 units in the last place: 2^n 2^f with |f| <= 1/2, by the polynomial with p(0) = 1 whose largest
+// relative error is least.
+inline Vec exp2(Vec x) {
+  const Vec n = x.round(), f = x - n;
+  Vec p(1.3264735e-3f);
+  for (const float c : {9.6715176e-3f, 5.5507340e-2f, 2.4022242e-1f, 6.9314700e-1f, 1.f})
+    p = at::vec::fmadd(p, f, Vec(c));
+  return scale_by_power(p, n);
+}
+
+// 1 / x for 1 <= x, within 2 units in the last place: a division occupies its unit for as long as this takes in all.
+inline Vec reciprocal(Vec x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  Vec y = _mm512_rcp14_ps(x);
+  y = y * (Vec(2.f) - x * y);
+  y = y * (Vec(2.f) - x * y);
+  return Vec::blendv(y, Vec(0.f), x > Vec(1e37f));
+#else
+  return Vec(1.f) / x;
+#endif
+}
+
+inline Vec sigmoid(Vec x) { return reciprocal(Vec(1.f) + exp(x.neg())); }
+inline Vec silu(Vec x) { return x * sigmoid(x); }
+
 // log(1 + u) for 0 <= u <= 1: twice the inverse hyperbolic tangent of u / (2 + u), by its Taylor series.
 inline Vec log1p_of_unit(Vec u) {
   const Vec s = u / (u + Vec(2.f)), z = s * s;
