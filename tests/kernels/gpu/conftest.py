@@ -1,0 +1,61 @@
+"""Runs the Triton kernels in Triton's interpreter, on CPU tensors.
+
+Without Triton these tests are skipped, but never where CI is set: there its absence is an error.
+"""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+if "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1":
+    raise RuntimeError("Triton was imported before its interpreter could be chosen: set TRITON_INTERPRET=1 yourself")
+os.environ["TRITON_INTERPRET"] = "1"
+
+
+class WithoutTriton(pytest.Module):
+    """A test file that is skipped before it is imported."""
+
+    def collect(self) -> Iterator[pytest.Item]:
+        """Raises pytest's Skipped, with what there is to do about it."""
+        pytest.skip("there is no Triton here: `pip install triton` (Linux) runs its kernels in its interpreter")
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    if HAS_TRITON or os.environ.get("CI"):
+        return None
+    return WithoutTriton.from_parent(parent, path=module_path)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_outputs() -> Iterator[None]:
+    """PyTorch's deterministic mode fills what `torch.empty` returns with NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter keeps bf16 as 16-bit integers, and its matrix product takes them for numbers."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    product = interpreter.InterpreterBuilder.create_dot
+
+    def exact(builder: object, a: object, b: object, *rest: object) -> object:
+        return product(builder, *(_widened(x) for x in (a, b)), *rest)
+
+    def _widened(x: interpreter.TensorHandle) -> interpreter.TensorHandle:
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return interpreter.interpreter_builder.cast_impl(x, tl.float32)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", exact)
