@@ -41,6 +41,7 @@ def causal_conv_kernel(
     column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
     inside = column < CHANNELS
     source = tl.load(src + sequence).to(tl.int64)
+    oldest = tl.where(source >= 0, 1 - WIDTH, 0)
     x += start * X_TOKEN + column
     old_tail = tail + source * (WIDTH - 1) * CHANNELS + column
     token = first + tl.arange(0, BLOCK_T)[:, None]
@@ -49,11 +50,10 @@ def causal_conv_kernel(
         total += tl.load(bias + column, mask=inside, other=0.0)
     for tap in tl.static_range(WIDTH):
         at = token + (tap - WIDTH + 1)
-        new = tl.load(x + at.to(tl.int64) * X_TOKEN, mask=inside & (at >= 0) & (token < length), other=0.0)
-        remembered = inside & (at < 0) & (source >= 0)
-        old = tl.load(old_tail + (at + WIDTH - 1) * CHANNELS, mask=remembered, other=0.0)
+        recent = tl.load(x + at.to(tl.int64) * X_TOKEN, mask=inside & (at >= 0) & (token < length), other=0.0)
+        remembered = tl.load(old_tail + (at + WIDTH - 1) * CHANNELS, mask=inside & (at >= oldest) & (at < 0), other=0.0)
         scale = tl.load(weight + tap * CHANNELS + column, mask=inside, other=0.0)
-        total = tl.fma(tl.where(at < 0, old, new).to(tl.float32), scale, total)
+        total = tl.fma(tl.where(at < 0, remembered, recent).to(tl.float32), scale, total)
     if ACTIVATE:
         total = silu(total)
     tl.store(y + (start + token) * CHANNELS + column, total, mask=inside & (token < length))
@@ -61,14 +61,12 @@ def causal_conv_kernel(
         destination = tl.load(dst + sequence).to(tl.int64)
         row = tl.arange(0, TAIL_BLOCK)[:, None]
         end = row + (length - WIDTH + 1)
-        kept = inside & (row < WIDTH - 1) & (destination >= 0)
-        newest = tl.load(x + end.to(tl.int64) * X_TOKEN, mask=kept & (end >= 0), other=0.0)
-        surviving = kept & (end < 0) & (source >= 0)
-        oldest = tl.load(old_tail + (end + WIDTH - 1) * CHANNELS, mask=surviving, other=0.0)
+        kept = inside & (row < tl.where(destination >= 0, WIDTH - 1, 0))
+        new = tl.load(x + end.to(tl.int64) * X_TOKEN, mask=kept & (end >= 0), other=0.0)
+        old = tl.load(old_tail + (end + WIDTH - 1) * CHANNELS, mask=kept & (end >= oldest) & (end < 0), other=0.0)
         # The slots may be the same one, and another thread may not have read it yet.
         tl.debug_barrier()
-        new_tail = tail + (destination * (WIDTH - 1) + row) * CHANNELS + column
-        tl.store(new_tail, tl.where(end < 0, oldest, newest), mask=kept)
+        tl.store(tail + (destination * (WIDTH - 1) + row) * CHANNELS + column, tl.where(end < 0, old, new), mask=kept)
 
 
 def causal_conv(

@@ -69,7 +69,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
 def fixed_tile_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     """x W^T + bias + residual, summed in fp32.
 
-    x: [M, K], rounded to the weight's dtype; weight: [N, K]; bias: [N] fp32; residual: [M, N] fp32. Returns [M, N] fp32.
+    x: [M, K], rounded to the weight's dtype; weight: [N, K]; bias: [N] fp32; residual: [M, N] fp32. Returns [M, N]
+    fp32.
     """
     x, weight = (t if t.stride(-1) == 1 else t.contiguous() for t in (x.to(weight.dtype), weight))
     rows, (columns, inner) = x.shape[0], weight.shape

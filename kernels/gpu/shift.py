@@ -44,7 +44,8 @@ def token_shift_kernel(
     row = token.to(tl.int64)
     value = tl.load(x + row * X_TOKEN, mask=present, other=0.0).to(tl.float32)
     before = tl.load(x + (row - 1) * X_TOKEN, mask=present & (token > 0), other=0.0)
-    remembered = tl.load(last + source * CHANNELS + column, mask=inside & (source >= 0) & (first == 0), other=0.0)
+    known = tl.where((source >= 0) & (first == 0), CHANNELS, 0)
+    remembered = tl.load(last + source * CHANNELS + column, mask=column < known, other=0.0)
     difference = tl.where(token > 0, before, remembered).to(tl.float32) - value
     y += (start + row) * CHANNELS + column
     for i in tl.static_range(MIXES):
@@ -53,8 +54,10 @@ def token_shift_kernel(
         tl.store(y + i * tokens.to(tl.int64) * CHANNELS, mixed.to(y.dtype.element_ty), mask=present)
     if first == 0:
         destination = tl.load(dst + sequence).to(tl.int64)
-        kept = inside & (destination >= 0)
-        newest = tl.load(x + (length - 1).to(tl.int64) * X_TOKEN, mask=kept & (length > 0), other=0.0)
+        kept = column < tl.where(destination >= 0, CHANNELS, 0)
+        newest = tl.load(
+            x + (length - 1).to(tl.int64) * X_TOKEN, mask=column < tl.where(length > 0, CHANNELS, 0), other=0.0
+        )
         # The slots may be the same one, and another thread may not have read it yet.
         tl.debug_barrier()
         tl.store(last + destination * CHANNELS + column, tl.where(length > 0, newest, remembered), mask=kept)

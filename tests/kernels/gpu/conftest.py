@@ -59,3 +59,16 @@ def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
         return interpreter.interpreter_builder.cast_impl(x, tl.float32)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", exact)
+
+
+@pytest.fixture
+def programs_run_backwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter runs one program after the other; this is as near to a race as it can come."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    forwards = interpreter_builder.set_grid_idx
+
+    def backwards(*index: int) -> None:
+        forwards(*(size - 1 - i for size, i in zip(interpreter_builder.grid_dim, index, strict=True)))
+
+    monkeypatch.setattr(interpreter_builder, "set_grid_idx", backwards)
