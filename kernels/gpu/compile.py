@@ -6,8 +6,10 @@ A module of `ostinato.kernels.gpu` that has kernels offers `compile_cases()`: th
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -22,28 +24,25 @@ CAPABILITIES = (80, 90, 100)  # A100, H100, B200
 class CompileCase:
     """A kernel and how it is launched.
 
-    kernel: a function under `triton.jit`. signature: the types of its run-time arguments by name, in Triton's notation
-    ("*fp32", "i32"); pointers are taken to be aligned to 16 bytes, which torch's are. constexprs: the other arguments.
+    signature: the types of its run-time arguments by name, in Triton's notation ("*fp32", "i32", tuples of these for a
+    tuple); constexprs: its other arguments, by name, or by path within a tuple; attrs: what is divisible by 16, by
+    path, as Triton finds it at a launch: if empty, every pointer is, as those of torch's allocations are.
     """
 
     name: str
-    kernel: object
-    signature: dict[str, str]
-    constexprs: dict[str, object]
+    kernel: Any  # a function under triton.jit, which has no types
+    signature: dict[str, Any]
+    constexprs: dict[Any, object]
     num_warps: int
     num_stages: int
+    attrs: dict[tuple[int, ...], list[list[object]]] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls,
-        name: str,
-        kernel: object,
-        signature: dict[str, str],
-        launch: Launch,
-        absent: dict[str, None] | None = None,
+        cls, name: str, kernel: object, signature: dict[str, str], launch: Launch, absent: Iterable[str] = ()
     ) -> "CompileCase":
-        """A case that is launched as `launch` says, with the pointers that are None in `absent`."""
-        constexprs = launch.constexprs | (absent or {})
+        """A case that is launched as `launch` says, with None for the pointers that are `absent`."""
+        constexprs = {**launch.constexprs, **dict.fromkeys(absent)}
         return cls(name, kernel, signature, constexprs, launch.num_warps, launch.num_stages)
 
 
@@ -62,13 +61,10 @@ def compile_case(case: CompileCase, capability: int) -> Resources:
     No GPU is needed, but kernels that were imported without TRITON_INTERPRET are. Raises RuntimeError: the machine
     code cannot be read.
     """
-    arguments: list[str] = case.kernel.arg_names  # type: ignore[attr-defined]  # Triton's JITFunction is not typed
-    source = ASTSource(
-        case.kernel,
-        {name: case.signature.get(name, "constexpr") for name in arguments},
-        case.constexprs,
-        {(i,): [["tt.divisibility", 16]] for i, name in enumerate(arguments) if "*" in case.signature.get(name, "")},
-    )
+    arguments = case.kernel.arg_names
+    signature = {name: case.signature.get(name, "constexpr") for name in arguments}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(arguments) if "*" in signature[name]}
+    source = ASTSource(case.kernel, signature, case.constexprs, case.attrs or aligned)
     launch = Launch({}, case.num_warps, case.num_stages)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.arguments())
     usage = _usage(compiled.asm["cubin"])

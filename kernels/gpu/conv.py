@@ -51,6 +51,7 @@ def causal_conv_kernel(
     for tap in tl.static_range(WIDTH):
         at = token + (tap - WIDTH + 1)
         recent = tl.load(x + at.to(tl.int64) * X_TOKEN, mask=inside & (at >= 0) & (token < length), other=0.0)
+        recent = recent.to(tail.dtype.element_ty)
         remembered = tl.load(old_tail + (at + WIDTH - 1) * CHANNELS, mask=inside & (at >= oldest) & (at < 0), other=0.0)
         scale = tl.load(weight + tap * CHANNELS + column, mask=inside, other=0.0)
         total = tl.fma(tl.where(at < 0, remembered, recent).to(tl.float32), scale, total)
@@ -62,7 +63,7 @@ def causal_conv_kernel(
         row = tl.arange(0, TAIL_BLOCK)[:, None]
         end = row + (length - WIDTH + 1)
         kept = inside & (row < tl.where(destination >= 0, WIDTH - 1, 0))
-        new = tl.load(x + end.to(tl.int64) * X_TOKEN, mask=kept & (end >= 0), other=0.0)
+        new = tl.load(x + end.to(tl.int64) * X_TOKEN, mask=kept & (end >= 0), other=0.0).to(tail.dtype.element_ty)
         old = tl.load(old_tail + (end + WIDTH - 1) * CHANNELS, mask=kept & (end >= oldest) & (end < 0), other=0.0)
         # The slots may be the same one, and another thread may not have read it yet.
         tl.debug_barrier()
@@ -91,8 +92,7 @@ def causal_conv(
             src.numel(),
             max(1, triton.cdiv(longest, launch.constexprs["BLOCK_T"])),
         )
-        taps, biases = weight.contiguous(), None if bias is None else bias.contiguous()
-        causal_conv_kernel[grid](x, taps, biases, tail, src, dst, starts, y, **launch.arguments())
+        causal_conv_kernel[grid](x, weight, bias, tail, src, dst, starts, y, **launch.arguments())
     return y
 
 
@@ -117,6 +117,7 @@ def compile_cases() -> list[CompileCase]:
         _case("causal_conv step 1536 bf16", 1536, 3072, 1, "bf16"),
         _case("causal_conv scan 1536 bf16", 1536, 3072, 512, "bf16"),
         _case("causal_conv step 5376 bf16", 5376, 10576, 1, "bf16"),
+        _case("causal_conv scan 5376 bf16", 5376, 10576, 512, "bf16"),
         _case("causal_conv scan 5376 fp32", 5376, 10576, 512, "fp32"),
         _case("causal_conv scan 2560 linear fp16", 2560, 2560, 512, "fp16", activate=False),
     ]
@@ -126,5 +127,5 @@ def _case(name: str, channels: int, stride: int, longest: int, dtype: str, *, ac
     parameters = {"weight": "*fp32", "bias": "*fp32", "y": "*fp32"}
     slots = dict.fromkeys(("src", "dst", "starts"), "*i32")
     launch = _launch(channels, 4, stride, longest, activate)
-    signature = {"x": f"*{dtype}", "tail": f"*{dtype}", **parameters, **slots}
+    signature = {"x": "*fp32", "tail": f"*{dtype}", **parameters, **slots}
     return CompileCase.of(name, causal_conv_kernel, signature, launch)

@@ -94,7 +94,7 @@ def _launch(columns: int, inner: int, x_stride: int, weight_stride: int, dtype: 
         (block_m, block_n, block_k), stages = (64, 64, 64), 4
     sizes = {"N": columns, "K": inner, "X_ROW": x_stride, "WEIGHT_ROW": weight_stride}
     blocks = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
-    return Launch(sizes | blocks, num_warps=4, num_stages=stages)
+    return Launch({**sizes, **blocks}, num_warps=4, num_stages=stages)
 
 
 def compile_cases() -> list[CompileCase]:
@@ -114,5 +114,4 @@ _TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16
 def _case(name: str, columns: int, inner: int, dtype: torch.dtype, **terms: str) -> CompileCase:
     launch = _launch(columns, inner, inner, inner, dtype)
     signature = {"x": _TYPES[dtype], "weight": _TYPES[dtype], "y": "*fp32", "rows": "i32", **terms}
-    absent = dict.fromkeys({"bias", "residual"} - terms.keys())
-    return CompileCase.of(name, fixed_tile_kernel, signature, launch, absent)
+    return CompileCase.of(name, fixed_tile_kernel, signature, launch, absent={"bias", "residual"} - terms.keys())

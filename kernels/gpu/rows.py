@@ -77,7 +77,9 @@ def rms_norm(
     rows, gates = _grouped(x, weight), None if gate is None else _grouped(gate, weight)
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
     if y.numel():
-        launch = _rms_launch(*rows.shape[1:], _strides(rows), _strides(rows if gates is None else gates), gate_first)
+        launch = _rms_launch(
+            rows.shape[1], rows.shape[2], _strides(rows), _strides(rows if gates is None else gates), gate_first
+        )
         grid = (rows.shape[0] * rows.shape[1],)
         rms_norm_kernel[grid](rows, weight.contiguous(), gates, y, eps, **launch.arguments())
     return y
@@ -88,7 +90,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
     rows = _grouped(x, weight)
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
     if y.numel():
-        launch = _layer_launch(*rows.shape[1:], _strides(rows))
+        launch = _layer_launch(rows.shape[1], rows.shape[2], _strides(rows))
         grid = (rows.shape[0] * rows.shape[1],)
         layer_norm_kernel[grid](rows, weight.contiguous(), bias.contiguous(), y, eps, **launch.arguments())
     return y
@@ -96,7 +98,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
 
 def _grouped(x: Tensor, weight: Tensor) -> Tensor:
     """x as [tokens, groups, width], with its columns side by side."""
-    x = x.reshape(-1, 1 if weight.dim() == 1 else weight.shape[0], weight.shape[-1])
+    x = x.reshape(-1, weight.shape[:-1].numel(), weight.shape[-1])
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -137,8 +139,9 @@ def _rms_case(
     strides = groups * width, width
     launch = _rms_launch(groups, width, strides, strides, gate_first)
     signature = {"x": "*fp32", "weight": "*fp32", "y": f"*{dtype}", "eps": "fp32"}
-    given, absent = ({}, {"gate": None}) if gate is None else ({"gate": f"*{gate}"}, {})
-    return CompileCase.of(name, rms_norm_kernel, signature | given, launch, absent)
+    if gate is None:
+        return CompileCase.of(name, rms_norm_kernel, signature, launch, absent=("gate",))
+    return CompileCase.of(name, rms_norm_kernel, {**signature, "gate": f"*{gate}"}, launch)
 
 
 def _layer_case(name: str, groups: int, width: int, dtype: str) -> CompileCase:

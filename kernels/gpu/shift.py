@@ -75,21 +75,15 @@ def token_shift(x: Tensor, mix: Tensor, last: Tensor, src: Tensor, dst: Tensor, 
             src.numel(),
             max(1, triton.cdiv(longest, launch.constexprs["BLOCK_T"])),
         )
-        token_shift_kernel[grid](x, mix.contiguous(), last, src, dst, starts, y, tokens, **launch.arguments())
+        token_shift_kernel[grid](x, mix, last, src, dst, starts, y, tokens, **launch.arguments())
     return y
 
 
 def _launch(channels: int, mixes: int, x_stride: int, longest: int) -> Launch:
     """A step, where every sequence has one token at most, has blocks of its own; the arithmetic is the same."""
     block_t, block_c = (1, 256) if longest <= 1 else (8, 256)
-    constexprs = {
-        "CHANNELS": channels,
-        "MIXES": mixes,
-        "X_TOKEN": x_stride,
-        "BLOCK_T": block_t,
-        "BLOCK_C": block_c,
-    }
-    return Launch(constexprs, num_warps=4)
+    sizes = {"CHANNELS": channels, "MIXES": mixes, "X_TOKEN": x_stride}
+    return Launch({**sizes, "BLOCK_T": block_t, "BLOCK_C": block_c}, num_warps=4)
 
 
 def compile_cases() -> list[CompileCase]:

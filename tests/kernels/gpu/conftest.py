@@ -43,22 +43,25 @@ def _poisoned_outputs() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter keeps bf16 as 16-bit integers, and its matrix product takes them for numbers."""
+def _bfloat16_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter keeps bf16 as 16-bit integers: it rounds to zero, and multiplies matrices of these integers."""
     import triton.language as tl
-    from triton.runtime import interpreter
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    product = interpreter.InterpreterBuilder.create_dot
+    cast, product = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
 
-    def exact(builder: object, a: object, b: object, *rest: object) -> object:
-        return product(builder, *(_widened(x) for x in (a, b)), *rest)
+    def rounded_cast(builder: InterpreterBuilder, x: TensorHandle, to: tl.dtype) -> TensorHandle:
+        if (x.dtype.scalar, to.scalar) != (tl.float32, tl.bfloat16):
+            return cast(builder, x, to)
+        nearest = torch.from_numpy(x.data.copy()).bfloat16().view(torch.uint16)
+        return TensorHandle(nearest.numpy(), tl.bfloat16)
 
-    def _widened(x: interpreter.TensorHandle) -> interpreter.TensorHandle:
-        if x.dtype.scalar != tl.bfloat16:
-            return x
-        return interpreter.interpreter_builder.cast_impl(x, tl.float32)
+    def wide_product(builder: InterpreterBuilder, a: TensorHandle, b: TensorHandle, *rest: object) -> TensorHandle:
+        narrow = a.dtype.scalar == b.dtype.scalar == tl.bfloat16
+        return product(builder, *(cast(builder, x, tl.float32) if narrow else x for x in (a, b)), *rest)
 
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", exact)
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounded_cast)
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", wide_product)
 
 
 @pytest.fixture

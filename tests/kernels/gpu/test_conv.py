@@ -90,6 +90,18 @@ def test_the_order_of_programs_does_not_matter(seed: int) -> None:
     assert torch.equal(tail, expected_tail)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_x_is_rounded_to_what_the_tail_keeps(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(2)
+    batch = Packed.of([3, 5, 2], [40, 1, 2], dst=[3, 7, 2])
+    x, weight, bias, tail = random_inputs(generator, batch, 4, 60, dtype)
+    x = uniform(generator, *x.shape)
+    rounded_tail = tail.clone()
+    rounded = operator(x.to(dtype), weight, bias, rounded_tail, batch, True)
+    assert torch.equal(operator(x, weight, bias, tail, batch, True), rounded)
+    assert torch.equal(tail, rounded_tail)
+
+
 def test_x_may_be_part_of_a_projection() -> None:
     generator = torch.Generator().manual_seed(1)
     batch = Packed.of([0, -1], [19, 4], dst=[0, 2])
