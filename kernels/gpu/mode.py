@@ -1,14 +1,18 @@
-"""Whether results on a GPU may depend on what else is in the batch."""
+"""Whether the GPU kernels must give a token's bits whatever its batch and its split.
+
+In batch-invariant mode every operator adds up in an order that depends on the model's sizes alone. It costs speed: the
+recurrence reads prompts token by token, and matrix products keep one tile shape for every number of rows.
+"""
 
 _enabled = False
 
 
 def set_batch_invariant(enabled: bool) -> None:
-    """Makes every operator that has a faster form, whose bits depend on the batch, use its fixed form instead."""
+    """Turns the mode on or off for the whole process; a running forward pass is not affected halfway."""
     global _enabled
     _enabled = enabled
 
 
 def batch_invariant() -> bool:
-    """Whether `set_batch_invariant` has asked for it. Off at the start."""
+    """Whether the mode is on."""
     return _enabled
