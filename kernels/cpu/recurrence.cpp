@@ -259,7 +259,7 @@ void store_rows(const float* s, State* to, int64_t width, int64_t count, int64_t
 // registers in square blocks, while what the next tile will need is fetched.
 template <typename State, Decay kDecay, bool kBonus>
 void step_plain(const Recurrence& p, const Tile& tile, const Block& block, int64_t t, const State* from, State* to) {
-  alignas(64) float s[kLanes * kLanes], rate[kLanes * kLanes], row_major[kLanes * kLanes];
+  alignas(64) float s[kLanes * kLanes], row_major[kLanes * kLanes];
   const Values values = read_values<kDecay>(p, tile, block, 0, t);
   Chains y = zero_chains();
   for (int64_t k = 0; k < p.width; k += kLanes) {
@@ -268,13 +268,11 @@ void step_plain(const Recurrence& p, const Tile& tile, const Block& block, int64
       load_rows(from + k, p.width, tile.count, columns, s, row_major);
     else
       std::fill_n(s, kLanes * kLanes, 0.f);
-    if constexpr (kDecay == Decay::kMatrix)
-      transpose(p.rate + (tile.head * p.rows + tile.row) * p.width + k, p.width, rate, kLanes, tile.count, columns);
     in_chains(columns, [&](int64_t j, auto chain) __attribute__((always_inline)) {
       __builtin_prefetch(tile.ahead + (k + j) * kLineBytes, 1);
       Vec x = Vec::loadu(s + j * kLanes);
       if constexpr (kBonus) y[chain] = at::vec::fmadd(x, Vec(block.q[k + j]), y[chain]);
-      x = decayed<kDecay>(x, block, 0, k + j, rate + j * kLanes, values.step);
+      x = decayed<kDecay>(x, block, 0, k + j, tile.rate + (k + j) * kLanes, values.step);
       x = rounded<State>(at::vec::fmadd(values.v, Vec(block.k[k + j]), x));
       if constexpr (!kBonus) y[chain] = at::vec::fmadd(x, Vec(block.q[k + j]), y[chain]);
       x.store(s + j * kLanes);
@@ -320,6 +318,7 @@ struct Scratch {
         row_major(rate + width * lanes), block(width) {}
   Floats memory;
   float *s, *rate, *row_major;
+  int64_t rate_head = -1, rate_row = -1;  // whose rates these are
   Block block;
 };
 
@@ -328,6 +327,7 @@ template <typename State>
 struct Task {
   const Recurrence& p;
   int64_t sequence, head, row, lanes;
+  const State* ahead;  // the rows that the next task will load
 
   int64_t src() const { return p.batch.src[sequence]; }
   int64_t dst() const { return p.batch.dst[sequence]; }
@@ -339,10 +339,21 @@ struct Task {
   }
   State* state_row_or_null(int64_t slot, int64_t r) const { return slot < 0 ? nullptr : state_row(slot, r); }
   Tile tile(const Scratch& scratch, int64_t r) const {
-    const State* ahead = state_row(std::max<int64_t>(0, src()), r + lanes);
-    return {tile_of(scratch.s, r), tile_of(scratch.rate, r), reinterpret_cast<const char*>(ahead), head, r, count(r)};
+    const auto* next = reinterpret_cast<const char*>(ahead + (r - row) * p.width);
+    return {tile_of(scratch.s, r), tile_of(scratch.rate, r), next, head, r, count(r)};
   }
 };
+
+// Rates do not depend on the sequence: consecutive tasks share them.
+template <typename State>
+void load_rates(const Task<State>& task, Scratch& scratch) {
+  if (scratch.rate_head == task.head && scratch.rate_row == task.row) return;
+  scratch.rate_head = task.head, scratch.rate_row = task.row;
+  const Recurrence& p = task.p;
+  for (int64_t r = task.row; r < task.last(); r += kLanes)
+    transpose(p.rate + (task.head * p.rows + r) * p.width, p.width, task.tile_of(scratch.rate, r), kLanes,
+              task.count(r), p.width);
+}
 
 template <typename State, Decay kDecay, Delta kDelta>
 void run_step(const Task<State>& task, Scratch& scratch) {
@@ -369,9 +380,6 @@ void run_scan(const Task<State>& task, Scratch& scratch) {
     if (task.src() >= 0)
       load_rows(task.state_row(task.src(), r), p.width, task.count(r), p.width, task.tile_of(scratch.s, r),
                 scratch.row_major);
-    if constexpr (kDecay == Decay::kMatrix)
-      transpose(p.rate + (task.head * p.rows + r) * p.width, p.width, task.tile_of(scratch.rate, r), kLanes,
-                task.count(r), p.width);
   }
   const int64_t stop = p.batch.starts[task.sequence + 1];
   for (int64_t t = p.batch.starts[task.sequence]; t < stop; t += kTokens) {
@@ -389,6 +397,7 @@ void run_scan(const Task<State>& task, Scratch& scratch) {
 
 template <typename State, Decay kDecay, Delta kDelta>
 void run_task(const Task<State>& task, Scratch& scratch) {
+  if constexpr (kDecay == Decay::kMatrix) load_rates(task, scratch);
   task.p.batch.length(task.sequence) == 1 ? run_step<State, kDecay, kDelta>(task, scratch)
                                            : run_scan<State, kDecay, kDelta>(task, scratch);
 }
@@ -401,11 +410,21 @@ void run_all(const Recurrence& p) {
   const int64_t tiles = (p.rows + lanes - 1) / lanes, tasks = p.batch.sequences * p.heads * tiles;
   const int64_t tokens = 1 + (p.batch.sequences ? p.batch.starts[p.batch.sequences] / p.batch.sequences : 0);
   const int64_t grain = std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, lanes * p.width * tokens));
+  const auto locate = [&](int64_t i) -> Task<State> {
+    // In the order of memory, but for rates, which all sequences share.
+    const bool by_rate = kDecay == Decay::kMatrix;
+    const int64_t sequence = by_rate ? i % p.batch.sequences : i / (p.heads * tiles);
+    const int64_t rest = by_rate ? i / p.batch.sequences : i % (p.heads * tiles);
+    return {p, sequence, rest / tiles, rest % tiles * lanes, lanes, nullptr};
+  };
   at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
     Scratch scratch(p.width, lanes);
-    for (int64_t task = begin; task < end; ++task)
-      run_task<State, kDecay, kDelta>({p, task / tiles / p.heads, task / tiles % p.heads, task % tiles * lanes, lanes},
-                                      scratch);
+    for (int64_t i = begin; i < end; ++i) {
+      Task<State> task = locate(i);
+      const Task<State> next = locate(std::min(i + 1, end - 1));
+      task.ahead = next.state_row(std::max<int64_t>(0, next.src()), next.row);
+      run_task<State, kDecay, kDelta>(task, scratch);
+    }
   });
 }
 
