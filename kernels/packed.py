@@ -47,7 +47,9 @@ class Packed:
     def check(self, tokens: int) -> None:
         """Checks dtypes and shapes (not values, which would stall an accelerator). Raises TypeError, ValueError."""
         if not self.src.dtype == self.dst.dtype == self.starts.dtype == torch.int32:
-            raise TypeError(f"slots and starts must be int32, got {self.src.dtype}, {self.dst.dtype}, {self.starts.dtype}")
+            raise TypeError(
+                f"slots and starts must be int32, got {self.src.dtype}, {self.dst.dtype}, {self.starts.dtype}"
+            )
         if self.src.dim() != 1 or self.dst.shape != self.src.shape or self.starts.shape != (self.src.shape[0] + 1,):
             raise ValueError(
                 f"{tuple(self.src.shape)} sources need as many destinations, got {tuple(self.dst.shape)}, "

@@ -28,6 +28,7 @@ from ostinato.kernels import dispatch
 from ostinato.kernels.packed import Packed, read_slots, write_slots
 
 NORMALIZE_EPS = 1e-6  # inside the root, as in flash-linear-attention's l2norm
+MOST_FORMS = 4096  # combinations of shapes that are remembered as checked
 
 
 def recurrence_ref(
@@ -149,7 +150,7 @@ def recurrence(
         "bonus": bonus, "skip": skip, "gate": gate,
     }  # fmt: skip
     given = {name: x for name, x in optional.items() if x is not None}
-    _check(q, k, v, state, given)
+    _check_once(q, k, v, state, given)
     y: Tensor = dispatch.operators(q).recurrence(
         q, k, v, state, batch.src, batch.dst, batch.starts, batch.longest, **given, normalize=normalize, scale=scale
     )
@@ -159,6 +160,20 @@ def recurrence(
 _PAIRS = ({"rate", "step"}, {"a", "b"})
 _EXCLUSIVE = ({"rate", "log_decay"}, {"a", "beta"}, {"bonus", "a"}, {"bonus", "beta"}, {"rate", "a"}, {"rate", "beta"})
 _PARAMETERS = {"rate", "step_bias", "bonus", "skip"}
+
+
+_known_to_fit: set[tuple[object, ...]] = set()
+
+
+def _check_once(q: Tensor, k: Tensor, v: Tensor, state: Tensor, given: dict[str, Tensor]) -> None:
+    """A decode step would spend longer on checks than on small recurrences, and has the same shapes every time."""
+    if not state.is_contiguous():
+        raise ValueError("recurrence: the state pool must be contiguous, since it is updated in place")
+    forms = tuple((x.shape, x.dtype) for x in (q, k, v, state, *given.values()))
+    if (key := (forms, *given)) not in _known_to_fit:
+        _check(q, k, v, state, given)
+        if len(_known_to_fit) < MOST_FORMS:
+            _known_to_fit.add(key)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, state: Tensor, given: dict[str, Tensor]) -> None:
@@ -175,8 +190,6 @@ def _check(q: Tensor, k: Tensor, v: Tensor, state: Tensor, given: dict[str, Tens
             raise TypeError(f"recurrence: {name} is {x.dtype}")
     if state.dtype not in (torch.float32, torch.bfloat16):
         raise TypeError(f"recurrence: the state must be float32 or bfloat16, got {state.dtype}")
-    if not state.is_contiguous():
-        raise ValueError("recurrence: the state pool must be contiguous, since it is updated in place")
 
 
 def _fits(q: Tensor, k: Tensor, v: Tensor, state: Tensor, given: dict[str, Tensor]) -> bool:
