@@ -27,7 +27,7 @@ namespace ostinato {
 constexpr int64_t kTileRows = 16, kTileDepth = 32;  // of a tile of x: 16 rows of 32 bf16, which is 1 KiB
 constexpr int64_t kTileElements = kTileRows * kTileDepth;
 constexpr int64_t kPanel = 32;            // outputs that are computed together, two tiles
-constexpr int64_t kPrefetchBytes = 8192;  // of weights, ahead of their use
+constexpr int64_t kPrefetchBytes = 16384;  // of weights, ahead of their use
 constexpr int64_t kBlockBytes = 1 << 20;  // of x that meets every panel before the next rows do
 
 inline int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
@@ -55,10 +55,11 @@ AMX_FUNCTION inline void configure_tiles() {
 AMX_FUNCTION inline void release_tiles() { _tile_release(); }
 
 // The processor's own prefetching is too late for tiles. The first rows of a panel wait for its weights, so they fetch
-// them a little ahead; the second ones fetch the next panel.
+// them a little ahead; the second ones fetch the next panel. Into the second-level cache: the first one's buffers are few,
+// and the tiles of x pass through them too.
 inline void prefetch_weights(const c10::BFloat16* w, int64_t ahead) {
   const char* from = reinterpret_cast<const char*>(w) + ahead;
-  for (int64_t line = 0; line < 4 * kTileElements; line += 64) _mm_prefetch(from + line, _MM_HINT_T0);
+  for (int64_t line = 0; line < 4 * kTileElements; line += 64) _mm_prefetch(from + line, _MM_HINT_T1);
 }
 
 // 32 rows by 32 outputs; x and x + x_stride are two rows of tiles, w alternates the panel's two tiles.

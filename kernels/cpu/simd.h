@@ -167,7 +167,8 @@ inline void transpose(const float* src, int64_t src_stride, float* dst, int64_t 
 // p * 2^n for integral n; zero where that is below the normal numbers, infinite where it is above them.
 inline Vec scale_by_power(Vec p, Vec n) {
 #if defined(CPU_CAPABILITY_AVX512)
-  return _mm512_scalef_ps(p, n);
+  // Denormal numbers would slow down whatever reads them. The comparison lets NaN through.
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n, Vec(-126.f), _CMP_NLT_UQ), p, n);
 #else
   using Int = at::vec::Vectorized<int32_t>;
   // Adding 1.5 * 2^23 leaves n in the low bits.
