@@ -160,6 +160,7 @@ def recurrence(
 _PAIRS = ({"rate", "step"}, {"a", "b"})
 _EXCLUSIVE = ({"rate", "log_decay"}, {"a", "beta"}, {"bonus", "a"}, {"bonus", "beta"}, {"rate", "a"}, {"rate", "beta"})
 _PARAMETERS = {"rate", "step_bias", "bonus", "skip"}
+_OPERANDS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, state: Tensor, given: dict[str, Tensor]) -> None:
@@ -172,7 +173,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, state: Tensor, given: dict[str, Tens
         found = {name: tuple(x.shape) for name, x in {"q": q, "k": k, "v": v, "state": state, **given}.items()}
         raise ValueError(f"recurrence: shapes do not fit: {found}")
     for name, x in {"q": q, "k": k, "v": v, **given}.items():
-        if not x.is_floating_point() or (name in _PARAMETERS and x.dtype != torch.float32):
+        if x.dtype not in ((torch.float32,) if name in _PARAMETERS else _OPERANDS):
             raise TypeError(f"recurrence: {name} is {x.dtype}")
     if state.dtype not in (torch.float32, torch.bfloat16):
         raise TypeError(f"recurrence: the state must be float32 or bfloat16, got {state.dtype}")
@@ -181,6 +182,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor, state: Tensor, given: dict[str, Tens
 
 
 def _fits(q: Tensor, k: Tensor, v: Tensor, state: Tensor, given: dict[str, Tensor]) -> bool:
+    if state.dim() != 4 or not all(state.shape[1:]):
+        return False
     tokens, (_, heads, rows, width) = q.shape[0], state.shape
     key, value = (width,), (rows,)
     per_token = {"log_decay": ((), key), "beta": ((),), "a": (key,), "b": (key,)}
@@ -194,10 +197,9 @@ def _fits(q: Tensor, k: Tensor, v: Tensor, state: Tensor, given: dict[str, Tenso
     }
     operands = [(q, (key,)), (k, (key,)), (v, (value,)), *((given[n], per_token[n]) for n in per_token if n in given)]
     return (
-        all(
-            x.dim() >= 2 and x.shape[0] == tokens and heads % max(1, x.shape[1]) == 0 and tuple(x.shape[2:]) in rest
-            for x, rest in operands
-        )
+        all(x.dim() >= 2 and x.shape[0] == tokens and tuple(x.shape[2:]) in rest for x, rest in operands)
+        and all(x.shape[1] > 0 and heads % x.shape[1] == 0 for x, _ in operands)
         and all(tuple(given[name].shape) in shapes for name, shapes in whole.items() if name in given)
         and ("rate" not in given or given["rate"].dim() - 1 == 2 * (given["step"].dim() - 2))
+        and ("step_bias" not in given or given["step_bias"].shape == given["step"].shape[1:])
     )

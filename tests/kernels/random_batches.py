@@ -1,5 +1,6 @@
 """Random packed batches, random values, and how results are compared."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -83,7 +84,7 @@ def uniform(generator: torch.Generator, *shape: int, low: float = -1.0, high: fl
 
 def spaced(x: Tensor) -> Tensor:
     """The same values [T, ...] as a slice of longer rows with NaN around it: one output of a joined projection."""
-    row = x[:1].numel()
+    row = math.prod(x.shape[1:])
     wide = torch.full((x.shape[0], row + 5), torch.nan, dtype=x.dtype)
     wide[:, 3 : row + 3] = x.reshape(x.shape[0], row)
     return wide[:, 3 : row + 3].unflatten(1, x.shape[1:]) if x.dim() > 2 else wide[:, 3 : row + 3]
