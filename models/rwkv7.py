@@ -62,7 +62,9 @@ class TimeMix:
             c.heads,
         )
         y = recurrence(
-            *(self._heads(operand) for operand in (r, k, v_mixed)),
+            self._heads(r),
+            self._heads(k),
+            self._heads(v_mixed),
             state,
             batch,
             log_decay=self._heads(log_decay),
