@@ -67,7 +67,8 @@ void step_delta(const Recurrence& p, const Tile& tile, const Block& block, int64
       u[chain] = at::vec::fmadd(Vec::loadu(tile.s + (k + j) * kLanes), Vec(block.a[k + j]), u[chain]);
     });
   }
-  advance_delta<State, kDecay, kDelta>(p, tile, block, 0, t, total(u), false);
+  std::array<Vec, 1> recalled{total(u)};
+  advance_delta<State, kDecay, kDelta, 1>(p, {tile}, block, 0, t, false, recalled);
   for (int64_t k = 0; to && k < p.width; k += kLanes)
     store_rows(tile.s + k * kLanes, to + k, p.width, tile.count, lanes_left(k, p.width), row_major);
 }
@@ -142,6 +143,17 @@ void run_step(const Task<State>& task, Scratch& scratch) {
 }
 
 template <typename State, Decay kDecay, Delta kDelta>
+void advance_tiles(const Task<State>& task, const Scratch& scratch, int64_t first, int64_t count) {
+  int64_t r = task.row;
+  if constexpr (tiles_together(kDecay) == 2)
+    for (; r + kLanes < task.last(); r += 2 * kLanes)
+      advance_block<State, kDecay, kDelta, 2>(task.p, {task.tile(scratch, r), task.tile(scratch, r + kLanes)},
+                                              scratch.block, first, count);
+  for (; r < task.last(); r += kLanes)
+    advance_block<State, kDecay, kDelta, 1>(task.p, {task.tile(scratch, r)}, scratch.block, first, count);
+}
+
+template <typename State, Decay kDecay, Delta kDelta>
 void run_scan(const Task<State>& task, Scratch& scratch) {
   const Recurrence& p = task.p;
   if (task.src() < 0) std::fill_n(scratch.s, p.width * task.lanes, 0.f);
@@ -155,8 +167,7 @@ void run_scan(const Task<State>& task, Scratch& scratch) {
     const int64_t tokens = std::min(kTokens, stop - t);
     prepare<kDecay, kDelta>(p, task.head, t, tokens, scratch.block);
     fetch_values(p, task.head, task.row, task.last(), t + kTokens, stop);
-    for (int64_t r = task.row; r < task.last(); r += kLanes)
-      advance_block<State, kDecay, kDelta>(p, task.tile(scratch, r), scratch.block, t, tokens);
+    advance_tiles<State, kDecay, kDelta>(task, scratch, t, tokens);
   }
   if (task.dst() < 0) return;
   for (int64_t r = task.row; r < task.last(); r += kLanes)

@@ -18,9 +18,12 @@ enum class Decay { kNone, kScalar, kVector, kMatrix };
 enum class Delta { kNone, kBeta, kGeneral };
 
 constexpr int64_t kTokens = 16;       // tokens that are prepared at a time
-// Of these, tokens that meet a vector of S while it is in a register; exponentials need registers too.
-constexpr int64_t tokens_together(Decay decay) { return decay == Decay::kMatrix ? 2 : 4; }
-constexpr int64_t kChains = 4;        // partial sums of a sum over K
+// Of these, tokens that meet a vector of S while it is in a register, and tiles that share what is read of a token: as
+// many as there are registers for, of which exponentials need some too.
+constexpr bool kManyRegisters = kLanes == 16;
+constexpr int64_t tokens_together(Decay decay) { return decay == Decay::kMatrix || !kManyRegisters ? 2 : 4; }
+constexpr int64_t tiles_together(Decay decay) { return decay == Decay::kMatrix || !kManyRegisters ? 1 : 2; }
+constexpr int64_t kChains = 2;        // partial sums of a sum over K
 constexpr int64_t kTileBytes = 16384; // of S, kept in the first-level cache
 constexpr int64_t kLineBytes = kLanes * sizeof(float);
 constexpr float kNormalizeEps = 1e-6f, kLog2E = 1.44269504f;
@@ -105,16 +108,12 @@ __attribute__((always_inline)) void in_chains(int64_t width, F visit) {
   for (; k + kChains <= width; k += kChains) {
     visit(k, std::integral_constant<int64_t, 0>());
     visit(k + 1, std::integral_constant<int64_t, 1>());
-    visit(k + 2, std::integral_constant<int64_t, 2>());
-    visit(k + 3, std::integral_constant<int64_t, 3>());
   }
   if (k < width) visit(k, std::integral_constant<int64_t, 0>());
-  if (k + 1 < width) visit(k + 1, std::integral_constant<int64_t, 1>());
-  if (k + 2 < width) visit(k + 2, std::integral_constant<int64_t, 2>());
 }
 
-inline Chains zero_chains() { return {Vec(0.f), Vec(0.f), Vec(0.f), Vec(0.f)}; }
-inline Vec total(const Chains& x) { return (x[0] + x[1]) + (x[2] + x[3]); }
+inline Chains zero_chains() { return {Vec(0.f), Vec(0.f)}; }
+inline Vec total(const Chains& x) { return x[0] + x[1]; }
 
 // What a token brings to the rows of a tile: its value as read (x), as it enters the state (v), and the step size in
 // units of which 2 is the base.
@@ -154,55 +153,81 @@ Vec decayed(Vec s, const Block& block, int64_t i, int64_t at, const float* rate,
   return s;
 }
 
+// Tiles that lie side by side, so that what is read of a token for one serves the other.
+template <int64_t kTiles>
+using Tiles = std::array<Tile, kTiles>;
+
 // kCount tokens, from token i of the block (token t of the batch), without a delta term: they follow each other on
 // every vector of S while it is in a register, which changes no bit.
-template <typename State, Decay kDecay, bool kBonus, int64_t kCount>
-void advance(const Recurrence& p, const Tile& tile, const Block& block, int64_t i, int64_t t) {
-  std::array<Values, kCount> values;
-  std::array<Chains, kCount> y;
+template <typename State, Decay kDecay, bool kBonus, int64_t kTiles, int64_t kCount>
+void advance(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block, int64_t i, int64_t t) {
+  std::array<std::array<Values, kTiles>, kCount> values;
+  std::array<std::array<Chains, kTiles>, kCount> y;
 #pragma GCC unroll 4
-  for (int64_t n = 0; n < kCount; ++n) {
-    values[n] = read_values<kDecay>(p, tile, block, i + n, t + n);
-    y[n] = zero_chains();
-  }
-  const auto visit = [&](int64_t k, auto chain) __attribute__((always_inline)) {
-    Vec s = Vec::loadu(tile.s + k * kLanes);
+  for (int64_t n = 0; n < kCount; ++n)
+#pragma GCC unroll 2
+    for (int64_t j = 0; j < kTiles; ++j) {
+      values[n][j] = read_values<kDecay>(p, tiles[j], block, i + n, t + n);
+      y[n][j] = zero_chains();
+    }
+  in_chains(p.width, [&](int64_t k, auto chain) __attribute__((always_inline)) {
+    std::array<Vec, kTiles> s;
+#pragma GCC unroll 2
+    for (int64_t j = 0; j < kTiles; ++j) s[j] = Vec::loadu(tiles[j].s + k * kLanes);
 #pragma GCC unroll 4
     for (int64_t n = 0; n < kCount; ++n) {
       const int64_t at = (i + n) * block.k_stride + k;
-      if constexpr (kBonus) y[n][chain] = at::vec::fmadd(s, Vec(block.q[at]), y[n][chain]);
-      s = decayed<kDecay>(s, block, i + n, at, tile.rate + k * kLanes, values[n].step);
-      s = rounded<State>(at::vec::fmadd(values[n].v, Vec(block.k[at]), s));
-      if constexpr (!kBonus) y[n][chain] = at::vec::fmadd(s, Vec(block.q[at]), y[n][chain]);
+      const Vec query(block.q[at]), key(block.k[at]);
+#pragma GCC unroll 2
+      for (int64_t j = 0; j < kTiles; ++j) {
+        if constexpr (kBonus) y[n][j][chain] = at::vec::fmadd(s[j], query, y[n][j][chain]);
+        s[j] = decayed<kDecay>(s[j], block, i + n, at, tiles[j].rate + k * kLanes, values[n][j].step);
+        s[j] = rounded<State>(at::vec::fmadd(values[n][j].v, key, s[j]));
+        if constexpr (!kBonus) y[n][j][chain] = at::vec::fmadd(s[j], query, y[n][j][chain]);
+      }
     }
-    s.store(tile.s + k * kLanes);
-  };
-  in_chains(p.width, visit);
+#pragma GCC unroll 2
+    for (int64_t j = 0; j < kTiles; ++j) s[j].store(tiles[j].s + k * kLanes);
+  });
 #pragma GCC unroll 4
   for (int64_t n = 0; n < kCount; ++n)
-    write_output(p, tile, block, i + n, t + n, values[n], total(y[n]));
+#pragma GCC unroll 2
+    for (int64_t j = 0; j < kTiles; ++j)
+      write_output(p, tiles[j], block, i + n, t + n, values[n][j], total(y[n][j]));
 }
 
-// One token with a delta term. `recalled` is S a of this token; returns that of the next one if it is in the block.
-template <typename State, Decay kDecay, Delta kDelta>
-Vec advance_delta(const Recurrence& p, const Tile& tile, const Block& block, int64_t i, int64_t t, Vec recalled,
-                  bool has_next) {
-  const Values values = read_values<kDecay>(p, tile, block, i, t);
-  const Vec v = kDelta == Delta::kBeta ? (values.x - recalled) * Vec(block.beta[i]) : values.v;
+// One token with a delta term. `recalled` is S a of this token; becomes that of the next one if it is in the block.
+template <typename State, Decay kDecay, Delta kDelta, int64_t kTiles>
+void advance_delta(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block, int64_t i, int64_t t,
+                   bool has_next, std::array<Vec, kTiles>& recalled) {
+  std::array<Values, kTiles> values;
+  std::array<Vec, kTiles> v;
+  std::array<Chains, kTiles> y, u;
+#pragma GCC unroll 2
+  for (int64_t j = 0; j < kTiles; ++j) {
+    values[j] = read_values<kDecay>(p, tiles[j], block, i, t);
+    v[j] = kDelta == Delta::kBeta ? (values[j].x - recalled[j]) * Vec(block.beta[i]) : values[j].v;
+    y[j] = u[j] = zero_chains();
+  }
   const int64_t next = has_next ? block.k_stride : 0;
-  Chains y = zero_chains(), u = zero_chains();
-  const auto visit = [&](int64_t k, auto chain) __attribute__((always_inline)) {
+  in_chains(p.width, [&](int64_t k, auto chain) __attribute__((always_inline)) {
     const int64_t at = i * block.k_stride + k;
-    Vec s = decayed<kDecay>(Vec::loadu(tile.s + k * kLanes), block, i, at, nullptr, Vec(0.f));
-    if constexpr (kDelta == Delta::kGeneral) s = at::vec::fmadd(recalled, Vec(block.b[at]), s);
-    s = rounded<State>(at::vec::fmadd(v, Vec(block.k[at]), s));
-    s.store(tile.s + k * kLanes);
-    y[chain] = at::vec::fmadd(s, Vec(block.q[at]), y[chain]);
-    u[chain] = at::vec::fmadd(s, Vec(block.a[at + next]), u[chain]);
-  };
-  in_chains(p.width, visit);
-  write_output(p, tile, block, i, t, values, total(y));
-  return total(u);
+    const Vec query(block.q[at]), key(block.k[at]), following(block.a[at + next]);
+#pragma GCC unroll 2
+    for (int64_t j = 0; j < kTiles; ++j) {
+      Vec s = decayed<kDecay>(Vec::loadu(tiles[j].s + k * kLanes), block, i, at, nullptr, Vec(0.f));
+      if constexpr (kDelta == Delta::kGeneral) s = at::vec::fmadd(recalled[j], Vec(block.b[at]), s);
+      s = rounded<State>(at::vec::fmadd(v[j], key, s));
+      s.store(tiles[j].s + k * kLanes);
+      y[j][chain] = at::vec::fmadd(s, query, y[j][chain]);
+      u[j][chain] = at::vec::fmadd(s, following, u[j][chain]);
+    }
+  });
+#pragma GCC unroll 2
+  for (int64_t j = 0; j < kTiles; ++j) {
+    write_output(p, tiles[j], block, i, t, values[j], total(y[j]));
+    recalled[j] = total(u[j]);
+  }
 }
 
 // S a for the first token of a block; the following ones get theirs from `advance_delta`.
@@ -213,23 +238,25 @@ inline Vec recall(const Tile& tile, const Block& block, int64_t width) {
   return total(u);
 }
 
-template <typename State, Decay kDecay, bool kBonus>
-void advance_plain(const Recurrence& p, const Tile& tile, const Block& block, int64_t first, int64_t count) {
+template <typename State, Decay kDecay, bool kBonus, int64_t kTiles>
+void advance_plain(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block, int64_t first, int64_t count) {
   constexpr int64_t kTogether = tokens_together(kDecay);
   int64_t i = 0;
-  for (; i + kTogether <= count; i += kTogether) advance<State, kDecay, kBonus, kTogether>(p, tile, block, i, first + i);
-  for (; i < count; ++i) advance<State, kDecay, kBonus, 1>(p, tile, block, i, first + i);
+  for (; i + kTogether <= count; i += kTogether)
+    advance<State, kDecay, kBonus, kTiles, kTogether>(p, tiles, block, i, first + i);
+  for (; i < count; ++i) advance<State, kDecay, kBonus, kTiles, 1>(p, tiles, block, i, first + i);
 }
 
-template <typename State, Decay kDecay, Delta kDelta>
-void advance_block(const Recurrence& p, const Tile& tile, const Block& block, int64_t first, int64_t count) {
+template <typename State, Decay kDecay, Delta kDelta, int64_t kTiles>
+void advance_block(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block, int64_t first, int64_t count) {
   if constexpr (kDelta == Delta::kNone) {
-    p.bonus ? advance_plain<State, kDecay, true>(p, tile, block, first, count)
-            : advance_plain<State, kDecay, false>(p, tile, block, first, count);
+    p.bonus ? advance_plain<State, kDecay, true, kTiles>(p, tiles, block, first, count)
+            : advance_plain<State, kDecay, false, kTiles>(p, tiles, block, first, count);
   } else {
-    Vec recalled = recall(tile, block, p.width);
+    std::array<Vec, kTiles> recalled;
+    for (int64_t j = 0; j < kTiles; ++j) recalled[j] = recall(tiles[j], block, p.width);
     for (int64_t i = 0; i < count; ++i)
-      recalled = advance_delta<State, kDecay, kDelta>(p, tile, block, i, first + i, recalled, i + 1 < count);
+      advance_delta<State, kDecay, kDelta, kTiles>(p, tiles, block, i, first + i, i + 1 < count, recalled);
   }
 }
 

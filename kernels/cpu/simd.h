@@ -216,12 +216,13 @@ inline Vec reciprocal(Vec x) {
 inline Vec sigmoid(Vec x) { return reciprocal(Vec(1.f) + exp(x.neg())); }
 inline Vec silu(Vec x) { return x * sigmoid(x); }
 
-// log(1 + u) for 0 <= u <= 1: twice the inverse hyperbolic tangent of u / (2 + u), by its Taylor series.
+// log(1 + u) for 0 <= u <= 1: twice the inverse hyperbolic tangent of u / (2 + u), by its Taylor series; of a small u
+// the square could underflow, which is slow, and does not count.
 inline Vec log1p_of_unit(Vec u) {
-  const Vec s = u / (u + Vec(2.f)), z = s * s;
+  const Vec s = u / (u + Vec(2.f)), visible = at::vec::maximum(s, Vec(1e-10f)), z = visible * visible;
   Vec p(1.f / 15);
   for (const float c : {1.f / 13, 1.f / 11, 1.f / 9, 1.f / 7, 1.f / 5, 1.f / 3}) p = at::vec::fmadd(p, z, Vec(c));
-  return at::vec::fmadd(p * z, s, s) * Vec(2.f);
+  return at::vec::fmadd(p, z, Vec(1.f)) * s * Vec(2.f);
 }
 
 // log(1 + e^x) = max(x, 0) + log(1 + e^-|x|).
