@@ -42,6 +42,15 @@ def loading_bar() -> Iterator[ProgressReport]:
         progress.stop()
 
 
+@contextmanager
+def bench_bar() -> Iterator[ProgressReport]:
+    """A bar over the repeats of whatever is being measured."""
+    columns = (TextColumn("measuring {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, console=stderr_console(), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
+
+
 def show_capacity(service: Service, model_name: str) -> None:
     """What was loaded, and how many requests it can run at once."""
     info = service.info
