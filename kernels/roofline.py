@@ -54,18 +54,26 @@ class Rates:
         return Rates(*(max(getattr(self, name), getattr(other, name)) for name in ("read", "copy", "product")))
 
 
+@dataclass(frozen=True, slots=True)
+class Bandwidths:
+    """Of memory, in bytes per second; `copy` counts bytes read plus bytes written."""
+
+    read: float
+    copy: float
+
+
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     """Measures with as many threads as PyTorch has now. Takes a few seconds, and `BUFFER_BYTES` of memory.
 
     dtype: of the matrix products.
     """
-    read, copy = measure_bandwidths(device, BUFFER_BYTES)
-    return Rates(read, copy, measure_product(device, dtype))
+    memory = measure_bandwidths(device, BUFFER_BYTES)
+    return Rates(memory.read, memory.copy, measure_product(device, dtype))
 
 
 @torch.inference_mode()
-def measure_bandwidths(device: torch.device, num_bytes: int) -> tuple[float, float]:
-    """Read and copy bandwidth in bytes per second, on a buffer of `num_bytes`.
+def measure_bandwidths(device: torch.device, num_bytes: int) -> Bandwidths:
+    """On a buffer of `num_bytes`.
 
     Reading is done in several ways, since none is the fastest everywhere. Copying is done in place, as states are
     updated: every line is read once and written once. Copying to elsewhere would read the destination's lines first,
@@ -81,7 +89,7 @@ def measure_bandwidths(device: torch.device, num_bytes: int) -> tuple[float, flo
     )
     reading = min(fastest(read, device) for read in readers)
     copying = fastest(lambda: buffer.mul_(1.0), device)
-    return num_bytes / reading, 2 * num_bytes / copying
+    return Bandwidths(num_bytes / reading, 2 * num_bytes / copying)
 
 
 @torch.inference_mode()

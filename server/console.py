@@ -75,9 +75,21 @@ def show_ready(url: str, model_name: str, *, takes_text: bool) -> None:
     console.print(f"  curl -N {url}/v1/completions -H 'content-type: application/json' -d '{quoted}'", markup=False)
 
 
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Says what the program is doing, on a terminal only, until it is done."""
+    with stderr_console().status(what):
+        yield
+
+
 def show_error(error: Exception) -> None:
     """One line, no traceback."""
-    line = " ".join(str(error).split())
+    show_problem(str(error))
+
+
+def show_problem(text: str) -> None:
+    """One line, however many the text has."""
+    line = " ".join(text.split())
     console = stderr_console()
     console.print("error:", style="bold red", end=" ")
     console.print(line, markup=False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ostinato.kernels import roofline
-from ostinato.kernels.roofline import Rates, Work
+from ostinato.kernels.roofline import Bandwidths, Rates, Work
 
 RATES = Rates(read=100.0, copy=50.0, product=1000.0)
 
@@ -32,7 +32,7 @@ def test_the_faster_rate_of_each_kind_counts() -> None:
 def test_bandwidths_count_the_bytes_that_move(monkeypatch: pytest.MonkeyPatch) -> None:
     """With every try taking two seconds, they are half the bytes read, and half of the bytes read and written."""
     monkeypatch.setattr(roofline, "fastest", lambda call, device: call() is None or 2.0)
-    assert roofline.measure_bandwidths(torch.device("cpu"), 2**20) == (2**19, 2**20)
+    assert roofline.measure_bandwidths(torch.device("cpu"), 2**20) == Bandwidths(read=2**19, copy=2**20)
 
 
 def test_products_stop_growing_when_one_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
