@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ostinato.kernels import native
-from ostinato.kernels.dispatch import supported_dtypes
+from ostinato.kernels.dispatch import product, supported_dtypes
 from ostinato.kernels.linear import Linear
 
 CPU = torch.device("cpu")
@@ -25,6 +25,7 @@ class CPUBackend:
     kernel_cache: str
     library: str | None
     operators_missing: str | None
+    products: dict[str, str]  # by dtype: how projections are computed, see `ostinato.kernels.linear`
     exact: dict[str, bool]  # by dtype: whether the rows of a projection are computed each by itself
 
     def problems(self) -> list[str]:
@@ -83,6 +84,7 @@ def find_backends() -> Backends:
 
 def _find_cpu() -> CPUBackend:
     missing = native.load()
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in supported_dtypes(CPU)}
     return CPUBackend(
         instruction_set=native.instruction_set(),
         amx=torch.cpu._is_amx_tile_supported(),
@@ -93,7 +95,8 @@ def _find_cpu() -> CPUBackend:
         kernel_cache=str(native.cache_folder()),
         library=None if missing else native.library_path().name,
         operators_missing=missing,
-        exact={str(dtype).removeprefix("torch."): rows_are_exact(dtype) for dtype in supported_dtypes(CPU)},
+        products={name: product(torch.empty(1, 1, dtype=dtype)) for name, dtype in dtypes.items()},
+        exact={name: rows_are_exact(dtype) for name, dtype in dtypes.items()},
     )
 
 

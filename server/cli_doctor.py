@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ostinato.kernels.roofline import Bandwidths
 
 NOT_EXACT = 1
+PRODUCTS = {"amx": "our own, with AMX", "onednn": "oneDNN", "plain": "PyTorch's"}
 
 
 def doctor(
@@ -82,7 +83,10 @@ def _cpu_rows(cpu: CPUBackend) -> list[tuple[str, str]]:
         ("C++ operators", cpu.library or "none: the reference kernels run instead"),
         ("kernel cache", cpu.kernel_cache),
         ("oneDNN", "yes" if cpu.onednn else "no"),
-        ("exact projections", ", ".join(f"{dtype}: {'yes' if yes else 'no'}" for dtype, yes in cpu.exact.items())),
+        *(
+            (f"projections in {dtype}", f"{PRODUCTS[cpu.products[dtype]]}, {'exact' if exact else 'not exact'}")
+            for dtype, exact in cpu.exact.items()
+        ),
     ]
 
 

@@ -23,6 +23,8 @@ def test_this_machine() -> None:
     assert found.cpu.exact == {
         str(dtype).removeprefix("torch."): True for dtype in supported_dtypes(torch.device("cpu"))
     }
+    assert found.cpu.products["float32"] == "onednn"
+    assert found.cpu.products.keys() == found.cpu.exact.keys()
     assert not found.cpu.problems()
     assert bool(found.devices) is (found.cuda_missing is None) is torch.cuda.is_available()
 
@@ -37,7 +39,8 @@ def test_without_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
 def backend(**changes: object) -> CPUBackend:
     found = {
         "instruction_set": "AVX2", "amx": False, "threads": 1, "openmp": True, "onednn": True, "compiler": None,
-        "kernel_cache": "", "library": "x.so", "operators_missing": None, "exact": {"float32": True},
+        "kernel_cache": "", "library": "x.so", "operators_missing": None,
+        "products": {"float32": "onednn"}, "exact": {"float32": True},
     }  # fmt: skip
     return CPUBackend(**{**found, **changes})
 
