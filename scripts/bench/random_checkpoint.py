@@ -33,6 +33,7 @@ def published() -> dict[str, tuple[dict[str, Any], Draw]]:
 
     return {
         "mamba-130m": (configs.MAMBA_130M, weights.mamba_tensors),
+        "mamba2-370m": (configs.MAMBA2_370M, weights.mamba2_tensors),
         "rwkv7-0.4b": (configs.RWKV7_04B, lambda config, seed: fla_rwkv7_names(weights.rwkv7_tensors(config, seed))),
         "gla-340m": (configs.GLA_340M, lambda config, seed: weights.gla_tensors(resolved_gla(config), seed)),
     }

@@ -25,6 +25,28 @@ MAMBA_130M: Config = {
     "residual_in_fp32": True,
 }
 
+MAMBA2_370M: Config = {
+    "architectures": ["Mamba2ForCausalLM"],
+    "model_type": "mamba2",
+    "vocab_size": 50288,
+    "hidden_size": 1024,
+    "num_hidden_layers": 48,
+    "num_heads": 32,
+    "head_dim": 64,
+    "state_size": 128,
+    "n_groups": 1,
+    "conv_kernel": 4,
+    "expand": 2,
+    "chunk_size": 256,
+    "use_bias": False,
+    "use_conv_bias": True,
+    "layer_norm_epsilon": 1e-5,
+    "rms_norm": True,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+    "residual_in_fp32": True,
+}
+
 RWKV7_04B: Config = {
     "architectures": ["RWKV7ForCausalLM"],
     "model_type": "rwkv7",
