@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is served, and what it costs. Sizes in bytes."""
+    """What is served, and what it costs. Sizes in bytes; parameters as in `ostinato.models.base.Model`."""
 
     model: str
     architecture: str
@@ -16,6 +16,8 @@ class ModelInfo:
     bytes_per_state: int
     slots: int
     weight_bytes: int
+    matmul_params: int
+    head_params: int
     eos_token_ids: frozenset[int]
 
 

@@ -77,6 +77,8 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
         bytes_per_state=model.state_spec.bytes_per_state,
         slots=slots,
         weight_bytes=model.weight_bytes,
+        matmul_params=model.matmul_params,
+        head_params=model.head_params,
         eos_token_ids=eos,
     )
     return LoadedEngine(Engine(scheduler, runner, Sampler(eos), eos), info, tokenizer)

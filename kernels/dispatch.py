@@ -85,3 +85,9 @@ def supported_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return (torch.float32, torch.bfloat16)
     return (torch.float32,)
+
+
+def wait_for(device: torch.device) -> None:
+    """Returns when everything that was started on `device` is done: a GPU runs behind the program."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
