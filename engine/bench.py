@@ -98,11 +98,8 @@ class OfflineBench:
         self._vocab_size = loaded.info.vocab_size
         self._device = device
 
-    def measure(self, load: Load, progress: BenchProgress) -> list[BatchTimes]:
-        """One result for each batch size, in order; before each, one repeat that does not count. Raises StepError."""
-        return [self._measure_batch(batch, load, progress) for batch in load.batches]
-
-    def _measure_batch(self, batch: int, load: Load, report: BenchProgress) -> BatchTimes:
+    def measure(self, batch: int, load: Load, report: BenchProgress) -> BatchTimes:
+        """One of the load's batch sizes; one repeat before the others does not count. Raises StepError."""
         prefills, decodes = [], []
         for repeat in range(load.repeats + 1):
             report(f"batch {batch}", repeat, load.repeats + 1)
@@ -229,17 +226,20 @@ def row_of(times: BatchTimes, load: Load, info: ModelInfo, rates: Rates, device:
 def bench_offline(
     loaded: LoadedEngine, load: Load, device: str, progress: BenchProgress = no_progress
 ) -> list[OfflineRow]:
-    """One row for each batch size. The machine's rates are measured before and after, and the faster ones count: a
-    moment's noise must not make the roof look low.
+    """One row for each batch size. The machine's rates are measured before and after each, and their mean counts: what
+    else runs on the machine changes from minute to minute, and should not count for or against the engine.
 
     Raises:
         StepError: a sequence failed.
     """
     place, dtype = torch.device(device), getattr(torch, loaded.info.dtype)
+    bench, rows = OfflineBench(loaded, place), []
     progress("machine", 0, 1)
-    before = measure_rates(place, dtype)
-    measured = OfflineBench(loaded, place).measure(load, progress)
-    progress("machine", 0, 1)
-    rates = before.best(measure_rates(place, dtype))
+    after = measure_rates(place, dtype)
+    for batch in load.batches:
+        before, times = after, bench.measure(batch, load, progress)
+        progress("machine", 0, 1)
+        after = measure_rates(place, dtype)
+        rows.append(row_of(times, load, loaded.info, before.mean(after), device))
     progress("machine", 1, 1)
-    return [row_of(times, load, loaded.info, rates, device) for times in measured]
+    return rows

@@ -6,10 +6,12 @@ Patterson 2009); states are moved before or after, so their time is added:
 
     seconds = max(weight bytes / read bandwidth, FLOP / product rate) + state bytes / copy bandwidth
 
-The rates are the machine's, not ours: of several ways to do a thing, and of several tries, the fastest counts.
+The rates are the machine's, not ours: of several ways to do a thing the fastest counts. Of several tries it is the median,
+since what they are compared with are medians, on a machine that may be shared.
 """
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -49,9 +51,9 @@ class Rates:
         projections = max(work.weight_bytes / self.read, work.flop / self.product)
         return projections + work.state_bytes / self.copy
 
-    def best(self, other: "Rates") -> "Rates":
-        """The faster of two measurements, each rate by itself."""
-        return Rates(*(max(getattr(self, name), getattr(other, name)) for name in ("read", "copy", "product")))
+    def mean(self, other: "Rates") -> "Rates":
+        """Of two measurements, each rate by itself."""
+        return Rates(*((getattr(self, name) + getattr(other, name)) / 2 for name in ("read", "copy", "product")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,8 @@ def measure_bandwidths(device: torch.device, num_bytes: int) -> Bandwidths:
         lambda: torch.dot(*halves),
         lambda: torch.mv(rows, ones),
     )
-    reading = min(fastest(read, device) for read in readers)
-    copying = fastest(lambda: buffer.mul_(1.0), device)
+    reading = min(median_seconds(read, device) for read in readers)
+    copying = median_seconds(lambda: buffer.mul_(1.0), device)
     return Bandwidths(num_bytes / reading, 2 * num_bytes / copying)
 
 
@@ -97,7 +99,7 @@ def measure_product(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP per second of a matrix product in `dtype`: the engine's projection, or PyTorch's where that is faster."""
     best = 0.0
     for rows, out, into in PRODUCTS:
-        seconds = min(fastest(product, device) for product in _products(rows, out, into, device, dtype))
+        seconds = min(median_seconds(product, device) for product in _products(rows, out, into, device, dtype))
         best = max(best, 2 * math.prod((rows, out, into)) / seconds)
         if seconds >= LONG_PRODUCT:
             break
@@ -114,14 +116,14 @@ def _products(
     yield lambda: F.linear(x, weight)
 
 
-def fastest(call: Callable[[], object], device: torch.device, tries: int = TRIES) -> float:
-    """Seconds of the fastest of several tries, after one that warms up; the device has finished when a try ends."""
+def median_seconds(call: Callable[[], object], device: torch.device, tries: int = TRIES) -> float:
+    """Of several tries, after one that warms up; the device has finished when a try ends."""
     call()
-    best = math.inf
+    seconds = []
     for _ in range(tries):
         wait_for(device)
         start = time.perf_counter()
         call()
         wait_for(device)
-        best = min(best, time.perf_counter() - start)
-    return best
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)

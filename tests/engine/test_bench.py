@@ -98,7 +98,8 @@ def test_decode_times_only_steps_of_the_whole_batch() -> None:
 def test_each_batch_size_is_warmed_up_and_repeated() -> None:
     runner, reports = ScriptedRunner(), []
     load = Load((1, 4), prompt_tokens=3, new_tokens=2, repeats=2)
-    results = OfflineBench(scripted(runner), CPU).measure(load, lambda *report: reports.append(report))
+    measuring = OfflineBench(scripted(runner), CPU)
+    results = [measuring.measure(batch, load, lambda *report: reports.append(report)) for batch in load.batches]
     assert [each.batch for each in results] == [1, 4]
     assert [each.decode.steps for each in results] == [(Step(1, 1, 1),) * 2, (Step(4, 4, 4),) * 2]
     assert [each.prefill.steps for each in results] == [(Step(3, 1, 0),), (Step(12, 4, 0),)]
@@ -112,7 +113,7 @@ def test_a_step_that_fails_is_an_error() -> None:
 
     measuring = OfflineBench(scripted(ScriptedRunner(before_step=fail)), CPU)
     with pytest.raises(StepError, match="bench-0 failed: no luck"):
-        measuring.measure(Load((2,), prompt_tokens=3, new_tokens=2), no_progress)
+        measuring.measure(2, Load((2,), prompt_tokens=3, new_tokens=2), no_progress)
 
 
 @pytest.mark.parametrize("name", ["prompt_tokens", "new_tokens", "repeats"])
@@ -124,14 +125,14 @@ def test_a_load_has_one_of_everything(name: str) -> None:
 
 
 def test_a_real_model_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rates before and after: the faster ones count."""
-    rates = iter([Rates(1e9, 3e9, 2e9), Rates(2e9, 1e9, 1e9)])
+    """The rates around each batch size count, with their mean."""
+    rates = iter([Rates(1e9, 3e9, 2e9), Rates(3e9, 1e9, 4e9), Rates(5e9, 3e9, 2e9)])
     monkeypatch.setattr(bench, "measure_rates", lambda device, dtype: next(rates))
     loaded = load_engine(EngineConfig(str(GLA), dtype="float32", max_batch=3, max_step_tokens=16))
     rows = bench_offline(loaded, Load((3, 1), prompt_tokens=20, new_tokens=3, repeats=1), "cpu")
     assert [row.batch for row in rows] == [3, 1]
-    for row in rows:
-        assert (row.read_bytes_per_second, row.copy_bytes_per_second, row.product_flop_per_second) == (2e9, 3e9, 2e9)
+    for row, read in zip(rows, (2e9, 4e9), strict=True):
+        assert (row.read_bytes_per_second, row.copy_bytes_per_second, row.product_flop_per_second) == (read, 2e9, 3e9)
         assert row.decode_tokens_per_second == pytest.approx(row.batch * 3 / row.decode_seconds)
         assert row.prefill_tokens_per_second == pytest.approx(row.batch * 20 / row.prefill_seconds)
         assert row.decode_roofline_fraction > 0

@@ -24,21 +24,21 @@ def test_seconds(work: Work, seconds: float) -> None:
     assert RATES.seconds(work) == seconds
 
 
-def test_the_faster_rate_of_each_kind_counts() -> None:
+def test_the_mean_is_taken_of_each_rate() -> None:
     other = Rates(read=90.0, copy=60.0, product=999.0)
-    assert RATES.best(other) == other.best(RATES) == Rates(read=100.0, copy=60.0, product=1000.0)
+    assert RATES.mean(other) == other.mean(RATES) == Rates(read=95.0, copy=(RATES.copy + 60.0) / 2, product=999.5)
 
 
 def test_bandwidths_count_the_bytes_that_move(monkeypatch: pytest.MonkeyPatch) -> None:
     """With every try taking two seconds, they are half the bytes read, and half of the bytes read and written."""
-    monkeypatch.setattr(roofline, "fastest", lambda call, device: call() is None or 2.0)
+    monkeypatch.setattr(roofline, "median_seconds", lambda call, device: call() is None or 2.0)
     assert roofline.measure_bandwidths(torch.device("cpu"), 2**20) == Bandwidths(read=2**19, copy=2**20)
 
 
 def test_products_stop_growing_when_one_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "PRODUCTS", ((2, 16, 16), (4, 32, 64), (8, 2**40, 2**40)))
     seconds = iter([1e-3, 2e-3, 0.5, 0.04])
-    monkeypatch.setattr(roofline, "fastest", lambda call, device: next(seconds))
+    monkeypatch.setattr(roofline, "median_seconds", lambda call, device: next(seconds))
     rate = roofline.measure_product(torch.device("cpu"), torch.float32)
     assert rate == max(2 * 2 * 16 * 16 / 1e-3, 2 * 4 * 32 * 64 / 0.04)
 
@@ -48,11 +48,11 @@ def test_a_product_is_timed_in_both_ways() -> None:
     assert torch.allclose(ours(), theirs(), rtol=1e-5, atol=1e-5)
 
 
-def test_the_fastest_try_counts_and_the_first_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_median_try_counts_and_the_first_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 5.0, 5.0, 8.0, 8.0, 12.0])
     monkeypatch.setattr(roofline.time, "perf_counter", lambda: next(clock))
     calls: list[None] = []
-    assert roofline.fastest(lambda: calls.append(None), torch.device("cpu"), tries=3) == 3.0
+    assert roofline.median_seconds(lambda: calls.append(None), torch.device("cpu"), tries=3) == 4.0
     assert len(calls) == 4
 
 
