@@ -99,7 +99,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, past: 
         raise ValueError(f"window_attention: shapes do not fit: { {n: tuple(x.shape) for n, x in operands.items()} }")
     if q.dtype not in _FLOATS or k.dtype not in _FLOATS or not k.dtype == v.dtype == keys.dtype == values.dtype:
         raise TypeError(f"window_attention: dtypes do not fit: { {n: x.dtype for n, x in operands.items()} }")
-    if past.shape != batch.src.shape or past.dtype not in (torch.int32, torch.int64):
+    if past.shape != batch.src.shape or past.dtype not in (torch.int32, torch.int64) or not past.is_contiguous():
         raise ValueError(f"window_attention: past must be [B] int32 or int64, got {tuple(past.shape)} {past.dtype}")
     if not (keys.is_contiguous() and values.is_contiguous()):
         raise ValueError("window_attention: the ring must be contiguous, since it is updated in place")

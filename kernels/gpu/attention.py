@@ -2,8 +2,8 @@
 
 A program attends for a tile of rows, which are a sequence's tokens times the query heads that share one key head, and
 walks over the tile's keys in blocks that are aligned to positions, so that a query meets the same blocks whatever it
-shares its tile with. Positions before the call are loaded from the ring, the others from k and v; a row of the ring that
-no query of the tile sees is never read. The ring is written by a launch of its own, after all have read it.
+shares its tile with. Positions before the call are loaded from the ring, the others from k and v; a row of the ring
+that no query of the tile sees is never read. The ring is written by a launch of its own, after all have read it.
 
 In a step the window is cut at fixed places into parts that run side by side and are combined afterwards: otherwise one
 sequence with one key head would keep one processor busy and the others idle. The cuts round differently from a scan,
@@ -18,6 +18,7 @@ from torch import Tensor
 from ostinato.kernels.gpu.compile import CompileCase
 from ostinato.kernels.gpu.launch import Launch
 from ostinato.kernels.gpu.mode import batch_invariant
+from ostinato.kernels.gpu.ring import write_ring
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -136,52 +137,6 @@ def combine_parts_kernel(
     tl.store(y + at * WIDTH + d, tl.sum(factor[:, None] * rows, 0) / total, mask=d < WIDTH)
 
 
-@triton.jit
-def write_ring_kernel(
-    k: tl.tensor,
-    v: tl.tensor,
-    keys: tl.tensor,
-    values: tl.tensor,
-    past: tl.tensor,
-    src: tl.tensor,
-    dst: tl.tensor,
-    starts: tl.tensor,
-    ELEMENTS: tl.constexpr,
-    WINDOW: tl.constexpr,
-    K_TOKEN: tl.constexpr,
-    V_TOKEN: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-) -> None:
-    """Grid (sequences, element blocks, shares of the window). ELEMENTS = G D.
-
-    Writes the new positions, and, where dst is not src, copies the old ones that are still in the window. No program
-    reads what another one writes: a destination is no other sequence's source.
-    """
-    sequence = tl.program_id(0)
-    source, target = tl.load(src + sequence).to(tl.int64), tl.load(dst + sequence).to(tl.int64)
-    if target < 0:
-        return
-    start = tl.load(starts + sequence).to(tl.int64)
-    read = tl.where(source < 0, 0, tl.load(past + sequence).to(tl.int64))
-    end = read + tl.load(starts + sequence + 1) - start
-    begin = tl.maximum(end - WINDOW, 0)
-    if source == target:
-        begin = tl.maximum(begin, read)
-    element = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)[None, :]
-    inside = element < ELEMENTS
-    for first in range(begin + tl.program_id(2) * ROWS, end, tl.num_programs(2) * ROWS):
-        position = first + tl.arange(0, ROWS)[:, None]
-        row = position % WINDOW * ELEMENTS + element
-        kept, new = inside & (position < read), inside & (position >= read) & (position < end)
-        old_at, new_at = source * WINDOW * ELEMENTS + row, target * WINDOW * ELEMENTS + row
-        token = start + position - read
-        key_at = tl.where(kept, keys + old_at, k + token * K_TOKEN + element)
-        tl.store(keys + new_at, tl.load(key_at, mask=kept | new), mask=kept | new)
-        value_at = tl.where(kept, values + old_at, v + token * V_TOKEN + element)
-        tl.store(values + new_at, tl.load(value_at, mask=kept | new), mask=kept | new)
-
-
 def window_attention(
     q: Tensor,
     k: Tensor,
@@ -208,16 +163,12 @@ def window_attention(
         if parts > 1:
             combine = _launch_combine(y.shape[2], parts)
             combine_parts_kernel[(y.shape[0] * y.shape[1],)](partial, sums, y, **combine.arguments())
-    if src.numel():
-        ring = _launch_ring(k, v, keys)
-        grid = (src.numel(), triton.cdiv(ring.constexprs["ELEMENTS"], ring.constexprs["BLOCK_E"]), _SHARES)
-        write_ring_kernel[grid](k, v, keys, values, past, src, dst, starts, **ring.arguments())
+    write_ring(k, v, keys, values, past, src, dst, starts)
     return y
 
 
 _PART = 256  # positions: enough programs for one sequence, and few enough partial results
 _ALL = 1 << 30
-_SHARES = 8  # programs that copy one ring, where a fork has to
 
 
 def _launch(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, longest: int) -> Launch:
@@ -256,13 +207,6 @@ def _launch_combine(width: int, parts: int) -> Launch:
     return Launch({"WIDTH": width, "PARTS": parts} | blocks, num_warps=4)
 
 
-def _launch_ring(k: Tensor, v: Tensor, keys: Tensor) -> Launch:
-    elements = keys.shape[2] * keys.shape[3]
-    strides = {"K_TOKEN": k.stride(0), "V_TOKEN": v.stride(0)}
-    blocks = {"ROWS": 8, "BLOCK_E": min(512, triton.next_power_of_2(elements))}
-    return Launch({"ELEMENTS": elements, "WINDOW": keys.shape[1]} | strides | blocks, num_warps=4)
-
-
 def compile_cases() -> list[CompileCase]:
     """RecurrentGemma-2b (one key head of 256), Samba (18 heads of 128), a Mistral-like model, and widths in between."""
     shapes = [
@@ -295,5 +239,4 @@ def _cases(heads: int, groups: int, width: int, dtype: torch.dtype) -> list[Comp
         CompileCase.of(f"{name} step", window_attention_kernel, signature, step),
         CompileCase.of(f"{name} scan", window_attention_kernel, signature, scan),
         CompileCase.of(f"{name} combine", combine_parts_kernel, signature, combine),
-        CompileCase.of(f"{name} ring", write_ring_kernel, signature, _launch_ring(k, v, keys)),
     ]

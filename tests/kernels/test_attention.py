@@ -48,7 +48,7 @@ def random_case(seed: int, longest: int = 1, dtype: torch.dtype = torch.float32)
     return make_case(generator, shape, random_calls(generator, shape.window, longest), dtype)
 
 
-@pytest.mark.parametrize("operator", [window_attention_ref])
+@pytest.mark.parametrize("operator", [window_attention_ref, native])
 @pytest.mark.parametrize("seed", range(24))
 def test_equals_attention_over_the_whole_history(seed: int, operator: Any) -> None:
     case = random_case(seed, longest=1 + seed * 13)
@@ -58,7 +58,7 @@ def test_equals_attention_over_the_whole_history(seed: int, operator: Any) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("operator", [window_attention_ref])
+@pytest.mark.parametrize("operator", [window_attention_ref, native])
 @pytest.mark.parametrize("seed", range(4))
 def test_short_dtypes_are_rounded_nowhere(seed: int, operator: Any, dtype: torch.dtype) -> None:
     case = random_case(seed, longest=40, dtype=dtype)

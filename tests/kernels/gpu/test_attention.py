@@ -59,10 +59,10 @@ def test_short_dtypes(q_dtype: torch.dtype | None, dtype: torch.dtype, length: i
     assert all(same_bits(x, y) for x, y in zip(rings, expected_rings(case), strict=True))
 
 
-@pytest.mark.parametrize("split", [[1] * 30, [1, 2, 17, 10], [11, 19]])
+@pytest.mark.parametrize("split", [[1] * 9, [1, 2, 17, 10], [11, 19]])
 def test_any_split_gives_the_same_rows(split: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Within rounding; the same bits where batch-invariance is asked for."""
-    case = make_case(torch.Generator().manual_seed(0), Shape(8, 4, 2, 6), [Call(0, sum(split), -1, 0)])
+    case = make_case(torch.Generator().manual_seed(0), Shape(6, 2, 1, 6), [Call(0, sum(split), -1, 0)])
     expected = expected_output(case)
     for invariant in (False, True):
         monkeypatch.setattr(mode, "_enabled", invariant)
