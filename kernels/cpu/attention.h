@@ -99,7 +99,7 @@ inline float exponentiate(float* scores, int64_t count) {
   for (int64_t i = 0; i < count; i += kLanes) largest = at::vec::maximum(largest, Vec::loadu(scores + i));
   const Vec shift(at::vec::vec_reduce_all<float>([](Vec& x, Vec& y) { return at::vec::maximum(x, y); }, largest));
   for (int64_t i = 0; i < count; i += kLanes) {
-    const Vec weight = (Vec::loadu(scores + i) - shift).exp();
+    const Vec weight = exp(Vec::loadu(scores + i) - shift);
     weight.store(scores + i);
     total = total + weight;
   }
