@@ -114,7 +114,7 @@ def test_the_reference_has_the_gradients_of_pytorch() -> None:
 def test_any_split_gives_the_same_bits(seed: int, dtype: torch.dtype) -> None:
     """Token by token, in chunks, beside random batch mates, and moved from slot to slot on the way."""
     generator = torch.Generator().manual_seed(100 + seed)
-    shape = random_shape(generator)
+    shape = random_shape(generator) if seed % 2 else Shape(33, 4, 2, 64)
     tokens = 3 * shape.window + 20
     whole = make_case(generator, shape, [Call(0, tokens, -1, 0)], dtype)
     expected, *expected_rings = whole.run(native)
