@@ -1,6 +1,5 @@
 """Sliding-window attention: reference against independent implementations, C++ against PyTorch's, and exactness."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from transformers import MistralConfig, MistralModel
 from transformers.models.mistral import modeling_mistral
 
+from ostinato.kernels import dispatch
 from ostinato.kernels.attention import window_attention, window_attention_ref
 from ostinato.kernels.packed import Packed
 from tests.kernels.attention_cases import (
@@ -26,13 +26,7 @@ from tests.kernels.attention_cases import (
 )
 from tests.kernels.random_batches import relative_error, uniform
 
-
-@pytest.fixture(autouse=True)
-def _poisoned_outputs() -> Iterator[None]:
-    """Deterministic mode fills memory that nobody has written yet with NaN."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poisoned_outputs")
 
 
 def native(
@@ -150,6 +144,14 @@ def test_threads_do_not_matter() -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(same_bits(x, y) for result in results for x, y in zip(result, results[0], strict=True))
+
+
+def test_the_operator_is_declared_as_it_behaves() -> None:
+    case = random_case(3, longest=20)
+    batch, operator = case.batch, dispatch.operators(case.q).window_attention.default
+    where = (case.past, batch.src, batch.dst, batch.starts, batch.longest, case.scale)
+    rings = (torch.zeros_like(case.keys), torch.zeros_like(case.values))
+    torch.library.opcheck(operator, (case.q, case.k, case.v, *rings, *where))
 
 
 def test_no_sequences_give_no_rows() -> None:
