@@ -2,7 +2,7 @@
 
 import torch
 
-from ostinato.kernels.gpu import conv, matmul, pointwise, rows, rwkv7, shift
+from ostinato.kernels.gpu import attention, conv, matmul, pointwise, rows, rwkv7, shift
 
 OPERATORS = {
     **{function: pointwise.pointwise(function) for function in pointwise.FUNCTIONS},
@@ -16,6 +16,7 @@ OPERATORS = {
     "rwkv7_output": rwkv7.rwkv7_output,
     "swiglu": pointwise.swiglu,
     "token_shift": shift.token_shift,
+    "window_attention": attention.window_attention,
 }
 
 
