@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is served, and what it costs. Sizes in bytes."""
+    """What is served, and what it costs. Sizes in bytes.
+
+    batch_invariant: a token has the same bits whatever its batch and its split.
+    """
 
     model: str
     architecture: str
@@ -16,6 +19,7 @@ class ModelInfo:
     bytes_per_state: int
     slots: int
     weight_bytes: int
+    batch_invariant: bool
     eos_token_ids: frozenset[int]
 
 

@@ -129,6 +129,7 @@ def scripted_service(
         bytes_per_state=1024,
         slots=slots,
         weight_bytes=0,
+        batch_invariant=True,
         eos_token_ids=frozenset({EOS}),
     )
     return Service(engine, info, tokenizer)
