@@ -17,7 +17,8 @@ class EngineConfig:
     once the weights are loaded. max_batch: slots, which is how many sequences run at once; None takes what
     state_memory holds, at most 256. max_step_tokens: tokens read in one step, which bounds how long a prompt delays
     the sequences that are being decoded. max_queue: sequences that may wait for a slot. threads: of the CPU; None
-    leaves PyTorch's choice.
+    leaves PyTorch's choice. batch_invariant: a token has the same bits whatever its batch and its split, which costs
+    speed on a GPU; on the CPU it is always so. cuda_graphs: whether decode steps are captured as such, on a GPU.
 
     Raises:
         RequestError: a value is out of range; `field` names it.
@@ -32,6 +33,8 @@ class EngineConfig:
     max_step_tokens: int = 512
     max_queue: int = 256
     threads: int | None = None
+    batch_invariant: bool = False
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype not in get_args(DTypeName):

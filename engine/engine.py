@@ -4,12 +4,15 @@ import logging
 from collections.abc import Sequence as Items
 from typing import Protocol
 
+from ostinato.engine.errors import StepError
 from ostinato.engine.runner import StepLogits
 from ostinato.engine.scheduler import Scheduler
 from ostinato.engine.stopping import aborted, accept, failure
-from ostinato.engine.types import Sampled, Sequence, StepPlan, TokenEvent
+from ostinato.engine.types import Sampled, SamplingParams, Sequence, StepPlan, TokenEvent
 
 logger = logging.getLogger(__name__)
+
+WARM_UP_PROMPTS = (1, 2, 64)  # tokens: one, a few and many, for which a GPU has kernels of their own
 
 
 class StepRunner(Protocol):
@@ -60,6 +63,19 @@ class Engine:
             logger.exception("an engine step of %d sequences failed", len(plan.chunks))
             return [self._end(failure(chunk.sequence, str(error)), chunk.sequence) for chunk in plan.chunks]
         return self._commit(plan, sampled)
+
+    def warm_up(self) -> None:
+        """Short prompts through everything, so that the first user does not wait for caches and compilers.
+
+        Raises StepError: the model failed.
+        """
+        params = SamplingParams(max_tokens=1, temperature=0.0)
+        for length in WARM_UP_PROMPTS:
+            self.add([Sequence(id=f"warm-up-{length}", prompt=(0,) * length, params=params, seed=0)])
+            while self.has_work:
+                for event in self.step():
+                    if event.error is not None:
+                        raise StepError(f"the first step of the model failed: {event.error}")
 
     def abort(self, sequence: Sequence) -> TokenEvent:
         """Ends a sequence wherever it is, and frees its slot at once."""

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is served, and what it costs. Sizes in bytes; parameters as in `ostinato.models.base.Model`."""
+    """What is served, and what it costs. Sizes in bytes; parameters as in `ostinato.models.base.Model`.
+
+    batch_invariant: a token has the same bits whatever its batch and its split.
+    """
 
     model: str
     architecture: str
@@ -18,6 +21,7 @@ class ModelInfo:
     weight_bytes: int
     matmul_params: int
     head_params: int
+    batch_invariant: bool
     eos_token_ids: frozenset[int]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from ostinato.engine.config import EngineConfig
 from ostinato.engine.engine import Engine
 from ostinato.engine.errors import CapacityError, RequestError
+from ostinato.engine.graphs import CUDACapture
 from ostinato.engine.info import ModelInfo
 from ostinato.engine.runner import Runner
 from ostinato.engine.sampler import Sampler
@@ -20,11 +20,10 @@ from ostinato.engine.scheduler import Scheduler
 from ostinato.engine.service import Service
 from ostinato.engine.state_pool import StatePool
 from ostinato.engine.tokenizer import Tokenizer, find_tokenizer, load_tokenizer, resolve_eos
+from ostinato.kernels import dispatch
 from ostinato.models.base import Model
 from ostinato.models.checkpoint import Checkpoint, Progress, open_checkpoint
 from ostinato.models.registry import load_model
-
-logger = logging.getLogger(__name__)
 
 ORIGINAL_RWKV = {"eos_token_id": 0}  # what RWKV's `.pth` files, which have no config, mean in either vocabulary
 MOST_SLOTS = 256  # unless max_batch says otherwise
@@ -47,13 +46,12 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
     Raises:
         CheckpointError, UnsupportedModelError, TokenizerError: see `ostinato.engine.errors`.
         CapacityError: not even one state fits.
-        RequestError: the device cannot be used.
+        RequestError: the device or the kernels asked for cannot be used.
     """
     device = _device(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    if device.type != "cpu":
-        logger.warning("there are no kernels for %s yet: the reference runs there, correctly but slowly", device.type)
+    _prepare_kernels(device)
     checkpoint = open_checkpoint(config.model, progress=progress)
     try:
         tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else find_tokenizer(checkpoint.folder)
@@ -64,9 +62,6 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
         checkpoint.release()
         raise
     model = load_model(checkpoint, config.device, dtype)
-    slots = _num_slots(config, model, device)
-    runner = Runner(model, StatePool(model.state_spec, slots, device), device)
-    scheduler = Scheduler(slots, config.max_step_tokens, config.max_queue)
     info = ModelInfo(
         model=config.model,
         architecture=model.architecture,
@@ -75,12 +70,15 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
         dtype=str(model.dtype).removeprefix("torch."),
         state_dtype=str(model.state_spec.dtype).removeprefix("torch."),
         bytes_per_state=model.state_spec.bytes_per_state,
-        slots=slots,
+        slots=_num_slots(config, model, device),
         weight_bytes=model.weight_bytes,
         matmul_params=model.matmul_params,
         head_params=model.head_params,
+        batch_invariant=_batch_invariant(config, model, device),
         eos_token_ids=eos,
     )
+    scheduler = Scheduler(info.slots, config.max_step_tokens, config.max_queue)
+    runner = _runner(config, model, info.slots, device)
     return LoadedEngine(Engine(scheduler, runner, Sampler(eos), eos), info, tokenizer)
 
 
@@ -101,6 +99,37 @@ def _device(config: EngineConfig) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise RequestError(f"device {config.device!r} cannot be used: only cpu and cuda can", "device")
     return device
+
+
+def _prepare_kernels(device: torch.device) -> None:
+    """Before anything is loaded: kernels that cannot run should not cost a minute."""
+    try:
+        dispatch.backend(device.type)
+    except dispatch.BackendError as error:
+        raise RequestError(str(error), "device") from error
+
+
+def _batch_invariant(config: EngineConfig, model: Model, device: torch.device) -> bool:
+    invariant = dispatch.batch_invariant(device, model.dtype, config.batch_invariant)
+    if config.batch_invariant and not invariant:
+        raise RequestError(
+            f"batch_invariant cannot be had: {dispatch.backend(device.type)} kernels run on {device.type} here, and "
+            f"projections in {str(model.dtype).removeprefix('torch.')} depend on the batch",
+            "batch_invariant",
+        )
+    return invariant
+
+
+def _runner(config: EngineConfig, model: Model, slots: int, device: torch.device) -> Runner:
+    capture = CUDACapture() if config.cuda_graphs and dispatch.can_capture(device) else None
+    pool = StatePool(model.state_spec, slots, device)
+    try:
+        return Runner(model, pool, device, batch_invariant=config.batch_invariant, capture=capture)
+    except torch.OutOfMemoryError as error:
+        raise CapacityError(
+            f"no memory is left to capture decode steps of up to {slots} sequences on {device}: "
+            "lower state_memory or max_batch, or switch cuda_graphs off"
+        ) from error
 
 
 def _check_weights_fit(checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device) -> None:

@@ -20,7 +20,7 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from ostinato.engine.admission import make_sequences
-from ostinato.engine.errors import EngineStoppedError, QueueFullError, RequestError, StepError
+from ostinato.engine.errors import EngineStoppedError, QueueFullError, RequestError
 from ostinato.engine.event_stream import EventStream
 from ostinato.engine.info import EngineStats, ModelInfo
 from ostinato.engine.types import SamplingParams, Sequence, TokenEvent
@@ -71,7 +71,7 @@ class Service:
         return self.healthy and self._warm.is_set() and not self._draining
 
     def start(self) -> None:
-        """Starts the engine's thread, which runs one step by itself before the service is ready."""
+        """Starts the engine's thread, which runs a few steps by itself before the service is ready."""
         self._thread.start()
 
     def submit(
@@ -190,7 +190,8 @@ class Service:
 
     def _run(self) -> None:
         try:
-            self._warm_up()
+            self._engine.warm_up()
+            self._warm.set()
             while not self._stopping:
                 self._run_commands()
                 if self._engine.has_work:
@@ -199,16 +200,6 @@ class Service:
             logger.critical("the engine's thread ends", exc_info=True)
             self._dead = True
             self._call_loop(self._fail_all)
-
-    def _warm_up(self) -> None:
-        """One token through the whole engine, so that the first user does not wait for caches and compilers."""
-        params = SamplingParams(max_tokens=1, temperature=0.0)
-        self._engine.add([Sequence(id="warm-up", prompt=(0,), params=params, seed=0)])
-        while self._engine.has_work:
-            for event in self._engine.step():
-                if event.error is not None:
-                    raise StepError(f"the first step of the model failed: {event.error}")
-        self._warm.set()
 
     def _run_commands(self) -> None:
         """All commands that wait; while there is nothing else to do, waits for one."""

@@ -33,11 +33,21 @@ def chat(
     dtype: opt.DType = "auto",
     tokenizer: opt.TokenizerPath = None,
     threads: opt.Threads = None,
+    batch_invariant: opt.BatchInvariant = False,
+    cuda_graphs: opt.CUDAGraphs = True,
 ) -> None:
     """Talk with MODEL. Ctrl-C stops an answer, /reset forgets the conversation, /quit or Ctrl-D ends it."""
     from ostinato.server.terminal import TextModel
 
-    loaded = TextModel(model, tokenizer=tokenizer, device=device, dtype=dtype, threads=threads)
+    loaded = TextModel(
+        model,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        batch_invariant=batch_invariant,
+        cuda_graphs=cuda_graphs,
+    )
     params = SamplingParams(
         temperature=temperature,
         top_p=top_p,

@@ -33,6 +33,8 @@ def generate(
     dtype: opt.DType = "auto",
     tokenizer: opt.TokenizerPath = None,
     threads: opt.Threads = None,
+    batch_invariant: opt.BatchInvariant = False,
+    cuda_graphs: opt.CUDAGraphs = True,
 ) -> None:
     """Continue a text, streaming it to the terminal."""
     params = SamplingParams(
@@ -48,7 +50,15 @@ def generate(
     from ostinato.server.terminal import TextModel
 
     text = sys.stdin.read() if prompt == "-" else prompt
-    loaded = TextModel(model, tokenizer=tokenizer, device=device, dtype=dtype, threads=threads)
+    loaded = TextModel(
+        model,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        batch_invariant=batch_invariant,
+        cuda_graphs=cuda_graphs,
+    )
     completion = loaded.answer(loaded.tokenizer.encode(text), params, show=not as_json)
     typer.echo(_as_json(model, text, completion) if as_json else "")
     if completion.finish_reason is None:

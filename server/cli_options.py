@@ -30,6 +30,13 @@ TokenizerPath = Annotated[
     str | None, typer.Option("--tokenizer", help="Folder, file or hub id, for a checkpoint without a tokenizer.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: PyTorch's choice.")]
+BatchInvariant = Annotated[
+    bool,
+    typer.Option("--batch-invariant", help="On a GPU: the same bits whoever shares the batch. Slower. CPU: always so."),
+]
+CUDAGraphs = Annotated[
+    bool, typer.Option("--cuda-graphs/--no-cuda-graphs", help="On a GPU: replay decode steps as CUDA graphs.")
+]
 
 MaxTokens = Annotated[int, typer.Option(min=0, help="Tokens to generate at most.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the most likely token each time.")]

@@ -42,6 +42,8 @@ def serve(
     max_step_tokens: Annotated[int, typer.Option(min=2, help="Tokens read in one step.")] = 512,
     max_queue: Annotated[int, typer.Option(min=0, help="Sequences that may wait for a slot.")] = 256,
     threads: opt.Threads = None,
+    batch_invariant: opt.BatchInvariant = False,
+    cuda_graphs: opt.CUDAGraphs = True,
     served_model_name: Annotated[str | None, typer.Option(help="Name of the model in the API.")] = None,
     max_body: MaxBody = None,
     drain_seconds: Annotated[float, typer.Option(min=0, help="How long SIGTERM lets running requests go on.")] = 30.0,
@@ -58,6 +60,8 @@ def serve(
         max_step_tokens=max_step_tokens,
         max_queue=max_queue,
         threads=threads,
+        batch_invariant=batch_invariant,
+        cuda_graphs=cuda_graphs,
     )
     settings = ServerSettings(
         engine=engine,

@@ -57,5 +57,6 @@ def model_card(context: Context) -> ModelCard:
         bytes_per_state=info.bytes_per_state,
         slots=info.slots,
         weight_bytes=info.weight_bytes,
+        batch_invariant=info.batch_invariant,
         has_tokenizer=context.service.tokenizer is not None,
     )

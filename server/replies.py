@@ -148,6 +148,7 @@ class ModelCard(BaseModel):
     bytes_per_state: int
     slots: int
     weight_bytes: int
+    batch_invariant: bool
     has_tokenizer: bool
 
 

@@ -21,13 +21,23 @@ if TYPE_CHECKING:
 
 
 class TextModel:
-    """A loaded model with its tokenizer, and one slot.
+    """A loaded model with its tokenizer, and one slot. The options are those of `EngineConfig`.
 
     Raises:
         OstinatoError: the model cannot be loaded, or has no tokenizer.
     """
 
-    def __init__(self, model: str, *, tokenizer: str | None, device: str, dtype: str, threads: int | None) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        tokenizer: str | None,
+        device: str,
+        dtype: str,
+        threads: int | None,
+        batch_invariant: bool,
+        cuda_graphs: bool,
+    ) -> None:
         self.name = model
         with loading_bar() as report:
             self._llm = LLM(
@@ -37,6 +47,8 @@ class TextModel:
                 device=device,
                 dtype=dtype,
                 threads=threads,
+                batch_invariant=batch_invariant,
+                cuda_graphs=cuda_graphs,
                 max_batch=1,
             )
         if self._llm.tokenizer is None:

@@ -131,6 +131,7 @@ def scripted_service(
         weight_bytes=0,
         matmul_params=0,
         head_params=0,
+        batch_invariant=True,
         eos_token_ids=frozenset({EOS}),
     )
     return Service(engine, info, tokenizer)

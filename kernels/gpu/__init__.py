@@ -1,10 +1,13 @@
 """The Triton back end. Imported only where there is a GPU, and by tests, which run it in Triton's interpreter."""
 
-import torch
+from collections.abc import Callable
+from typing import Any
+
+import triton
 
 from ostinato.kernels.gpu import attention, conv, matmul, pointwise, rows, rwkv7, shift
 
-OPERATORS = {
+OPERATORS: dict[str, Callable[..., Any]] = {  # launchers, each with the arguments of its operator
     **{function: pointwise.pointwise(function) for function in pointwise.FUNCTIONS},
     "causal_conv": conv.causal_conv,
     "layer_norm": rows.layer_norm,
@@ -20,7 +23,6 @@ OPERATORS = {
 }
 
 
-def register(library: torch.library.Library) -> None:
-    """Registers every operator's launcher for CUDA tensors."""
-    for name, launcher in OPERATORS.items():
-        library.impl(name, launcher, "CUDA")
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels (TRITON_INTERPRET=1), on tensors in the CPU's memory."""
+    return bool(triton.knobs.runtime.interpret)

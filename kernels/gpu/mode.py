@@ -4,15 +4,28 @@ In batch-invariant mode every operator adds up in an order that depends on the m
 recurrence reads prompts token by token, and matrix products keep one tile shape for every number of rows.
 """
 
-_enabled = False
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+_enabled = ContextVar("batch_invariant", default=False)  # a thread's own: several engines may run side by side
 
 
 def set_batch_invariant(enabled: bool) -> None:
-    """Turns the mode on or off for the whole process; a running forward pass is not affected halfway."""
-    global _enabled
-    _enabled = enabled
+    """Turns the mode on or off for the calling thread; a running forward pass is not affected halfway."""
+    _enabled.set(enabled)
 
 
 def batch_invariant() -> bool:
     """Whether the mode is on."""
-    return _enabled
+    return _enabled.get()
+
+
+@contextlib.contextmanager
+def set_to(enabled: bool) -> Iterator[None]:
+    """The mode, on or off for a while."""
+    before = _enabled.set(enabled)
+    try:
+        yield
+    finally:
+        _enabled.reset(before)

@@ -41,7 +41,7 @@ def test_version() -> None:
 def test_every_command_explains_its_options(command: str) -> None:
     result = ostinato(command, "--help")
     assert result.exit_code == 0
-    for option in ("--dtype", "--device", "--tokenizer", "--threads"):
+    for option in ("--dtype", "--device", "--tokenizer", "--threads", "--batch-invariant", "--no-cuda-graphs"):
         assert option in result.stdout
 
 

@@ -40,6 +40,7 @@ async def test_the_model_list_says_what_capacity_planning_needs(client: httpx.As
         "bytes_per_state": service.info.bytes_per_state,
         "slots": 4,
         "weight_bytes": service.info.weight_bytes,
+        "batch_invariant": True,
         "has_tokenizer": True,
     }
     assert card["bytes_per_state"] > 0
