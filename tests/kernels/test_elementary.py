@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("poisoned_outputs")
 Function = Callable[[Tensor], Tensor]
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 LARGEST = torch.finfo(torch.float32).max
-# From here on units in the last place count; e^-x in x / (1 + e^-x) is infinite below x = -88.7, where silu is -2.6e-37.
+# From where on units in the last place count: e^-x in x / (1 + e^-x) is infinite below -88.7, where silu is -2.6e-37.
 SMALLEST = {"silu": 3e-37}
 
 
