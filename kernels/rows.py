@@ -178,5 +178,5 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
 
 
 def _check_weight(name: str, x: Tensor, weight: Tensor) -> None:
-    if weight.shape != x.shape[x.dim() - weight.dim() :]:
+    if weight.dim() == 0 or weight.shape != x.shape[x.dim() - weight.dim() :]:
         raise ValueError(f"{name}: weight {tuple(weight.shape)} does not fit rows of {tuple(x.shape)}")

@@ -201,20 +201,23 @@ inline Vec exp2(Vec x) {
   return scale_by_power(p, n);
 }
 
-// 1 / x for 1 <= x, within 2 units in the last place: a division occupies its unit for as long as this takes in all.
-inline Vec reciprocal(Vec x) {
+// a / x for 1 <= x, within 2 units in the last place: a division occupies its unit for as long as this takes in all.
+inline Vec divided(Vec a, Vec x) {
 #if defined(CPU_CAPABILITY_AVX512)
-  Vec y = _mm512_rcp14_ps(x);
-  y = y * (Vec(2.f) - x * y);
-  y = y * (Vec(2.f) - x * y);
-  return Vec::blendv(y, Vec(0.f), x > Vec(1e37f));
+  // Newton's method from an estimate; scaled by 2^-64, so that nothing leaves the normal numbers on the way.
+  const Vec power(5.42101086e-20f), one(1.f), negative = x * power.neg();
+  Vec y = _mm512_rcp14_ps(negative.neg());
+  y = at::vec::fmadd(y, at::vec::fmadd(negative, y, one), y);
+  y = at::vec::fmadd(y, at::vec::fmadd(negative, y, one), y);
+  const Vec quotient = Vec::blendv(a * (y * power), a * y * power, x > Vec(1e30f));
+  return Vec::blendv(quotient, Vec(0.f), x > Vec(std::numeric_limits<float>::max()));
 #else
-  return Vec(1.f) / x;
+  return a / x;
 #endif
 }
 
-inline Vec sigmoid(Vec x) { return reciprocal(Vec(1.f) + exp(x.neg())); }
-inline Vec silu(Vec x) { return x * sigmoid(x); }
+inline Vec sigmoid(Vec x) { return divided(Vec(1.f), Vec(1.f) + exp(x.neg())); }
+inline Vec silu(Vec x) { return divided(x, Vec(1.f) + exp(x.neg())); }
 
 // log(1 + u) for 0 <= u <= 1: twice the inverse hyperbolic tangent of u / (2 + u), by its Taylor series; of a small u
 // the square could underflow, which is slow, and does not count.
