@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is served, and what it costs. Sizes in bytes.
+    """What is served, and what it costs. Sizes in bytes; parameters as in `ostinato.models.base.Model`.
 
     batch_invariant: a token has the same bits whatever its batch and its split.
     """
@@ -19,6 +19,8 @@ class ModelInfo:
     bytes_per_state: int
     slots: int
     weight_bytes: int
+    matmul_params: int
+    head_params: int
     batch_invariant: bool
     eos_token_ids: frozenset[int]
 

@@ -72,6 +72,8 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
         bytes_per_state=model.state_spec.bytes_per_state,
         slots=_num_slots(config, model, device),
         weight_bytes=model.weight_bytes,
+        matmul_params=model.matmul_params,
+        head_params=model.head_params,
         batch_invariant=_batch_invariant(config, model, device),
         eos_token_ids=eos,
     )

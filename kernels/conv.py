@@ -46,6 +46,9 @@ dispatch.define(
 )
 
 
+_TAILS = (torch.float32, torch.bfloat16, torch.float16)
+
+
 def causal_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, batch: Packed, *, activate: bool = True
 ) -> Tensor:
@@ -53,19 +56,23 @@ def causal_conv(
 
     x: [T, C] of any float dtype, rounded to the tail's, contiguous in its last dimension; weight: [W, C] fp32, oldest
     tap first; bias: [C] fp32 or None; tail: [slots, W-1, C] fp32, bf16 or fp16, the last W-1 inputs, updated in place.
-    Returns [T, C] fp32. Raises ValueError: shapes that do not fit.
+    Returns [T, C] fp32. Raises TypeError, ValueError: operands that do not fit.
 
     Source: Gu and Dao 2023 (Mamba), section 3.4.
     """
     batch.check(x.shape[0])
-    if tail.shape[1:] != (weight.shape[0] - 1, x.shape[1]) or weight.shape[1] != x.shape[1]:
+    if tail.shape[1:] != (weight.shape[0] - 1, x.shape[1]) or weight.shape[1:] != x.shape[1:]:
         raise ValueError(
             f"causal_conv: x {tuple(x.shape)}, weight {tuple(weight.shape)} and tail {tuple(tail.shape)} do not fit"
         )
     if bias is not None and bias.shape != x.shape[1:]:
         raise ValueError(f"causal_conv: {x.shape[1]} channels need as many biases, got {tuple(bias.shape)}")
-    if not (tail.is_contiguous() and weight.is_contiguous()):
-        raise ValueError("causal_conv: the weight and the tail, which is updated in place, must be contiguous")
+    parameters = (weight,) if bias is None else (weight, bias)
+    if not all(tensor.is_contiguous() for tensor in (tail, *parameters)):
+        raise ValueError("causal_conv: weight, bias and the tail, which is updated in place, must be contiguous")
+    dtypes = (tail.dtype, *(parameter.dtype for parameter in parameters))
+    if tail.dtype not in _TAILS or any(parameter.dtype != torch.float32 for parameter in parameters):
+        raise TypeError(f"causal_conv: a tail of float32, bfloat16 or float16 needs fp32 parameters, got {dtypes}")
     y: Tensor = dispatch.operators(x).causal_conv(
         x, weight, bias, tail, batch.src, batch.dst, batch.starts, batch.longest, activate
     )

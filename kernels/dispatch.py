@@ -180,3 +180,9 @@ def can_capture(device: torch.device) -> bool:
     from ostinato.kernels import gpu
 
     return not gpu.interpreted()
+
+
+def wait_for(device: torch.device) -> None:
+    """Returns when everything that was started on `device` is done: a GPU runs behind the program."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -55,6 +55,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ostinato"
 
 
+def compiler() -> str | None:
+    """The C++ compiler that would be used: `CXX`, or `c++`."""
+    return shutil.which(os.environ.get("CXX", "c++"))
+
+
 def _flags() -> list[str]:
     level = instruction_set()
     # Contraction into fused multiply-adds is written out where it is wanted: the compiler must not choose.
@@ -62,7 +67,8 @@ def _flags() -> list[str]:
     return ["-O3", "-ffp-contract=off", f"-DCPU_CAPABILITY={level}", *_OPENMP, *_VECTOR_FLAGS.get(level, []), *rounding]
 
 
-def _library() -> Path:
+def library_path() -> Path:
+    """Where the library for these sources, flags and PyTorch is, or will be."""
     digest = hashlib.sha256(" ".join([torch.__version__, *_flags()]).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -112,10 +118,10 @@ def _load_cached(library: Path) -> bool:
 @functools.cache
 def load() -> str | None:
     """Registers the operators under `torch.ops.ostinato`. Returns None, or why they are not available."""
-    library = _library()
+    library = library_path()
     if _load_cached(library):
         return None
-    if shutil.which(os.environ.get("CXX", "c++")) is None:
+    if compiler() is None:
         return "no C++ compiler found (install g++ or clang)"
     logger.info("compiling the CPU operators (once, about half a minute)")
     try:

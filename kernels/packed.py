@@ -1,9 +1,9 @@
 """Packed sequences: the layout that every operator with memory shares.
 
 T tokens of B sequences lie one after the other; sequence i has the rows `starts[i]:starts[i + 1]`, where `starts` (also
-called cu_seqlens) may name empty sequences. Its memory is read from row `src[i]` of the pool and written to row `dst[i]`:
-a source of -1 reads zeros, a destination of -1 writes nothing. Sources may repeat, which is a fork. A destination
-appears at most once, and is no other sequence's source.
+called cu_seqlens) may name empty sequences. Its memory is read from row `src[i]` of the pool and written to row
+`dst[i]`: a source of -1 reads zeros, a destination of -1 writes nothing. Sources may repeat, which is a fork. A
+destination appears at most once, and is no other sequence's source.
 """
 
 from collections.abc import Sequence
@@ -46,8 +46,9 @@ class Packed:
 
     def check(self, tokens: int) -> None:
         """Checks dtypes and shapes (not values, which would stall an accelerator). Raises TypeError, ValueError."""
-        if not self.src.dtype == self.dst.dtype == self.starts.dtype == torch.int32:
-            raise TypeError(f"slots and starts must be int32, got {self.src.dtype}, {self.dst.dtype}, {self.starts.dtype}")
+        dtypes = (self.src.dtype, self.dst.dtype, self.starts.dtype)
+        if dtypes != (torch.int32,) * 3:
+            raise TypeError(f"slots and starts must be int32, got {dtypes}")
         if self.src.dim() != 1 or self.dst.shape != self.src.shape or self.starts.shape != (self.src.shape[0] + 1,):
             raise ValueError(
                 f"{tuple(self.src.shape)} sources need as many destinations, got {tuple(self.dst.shape)}, "

@@ -28,6 +28,7 @@ from ostinato.kernels import dispatch
 from ostinato.kernels.packed import Packed, read_slots, write_slots
 
 NORMALIZE_EPS = 1e-6  # inside the root, as in flash-linear-attention's l2norm
+MOST_FORMS = 4096  # combinations of shapes that are remembered as checked
 
 
 def recurrence_ref(
@@ -58,6 +59,7 @@ def recurrence_ref(
     q, k, x = (_per_head(operand, heads) for operand in (q, k, v))
     if normalize:
         q, k = (row * torch.rsqrt(row.square().sum(-1, keepdim=True) + NORMALIZE_EPS) for row in (q, k))
+    q = q * scale
     v, decay = x, torch.ones((), device=q.device).expand(tokens, heads, 1, 1)  # [T, H, V or 1, K or 1]
     if rate is not None and step is not None:
         step = step.float() if step_bias is None else F.softplus(step.float() + step_bias)
@@ -149,7 +151,7 @@ def recurrence(
         "bonus": bonus, "skip": skip, "gate": gate,
     }  # fmt: skip
     given = {name: x for name, x in optional.items() if x is not None}
-    _check(q, k, v, state, given)
+    _check_once(q, k, v, state, given)
     y: Tensor = dispatch.operators(q).recurrence(
         q, k, v, state, batch.src, batch.dst, batch.starts, batch.longest, **given, normalize=normalize, scale=scale
     )
@@ -159,6 +161,21 @@ def recurrence(
 _PAIRS = ({"rate", "step"}, {"a", "b"})
 _EXCLUSIVE = ({"rate", "log_decay"}, {"a", "beta"}, {"bonus", "a"}, {"bonus", "beta"}, {"rate", "a"}, {"rate", "beta"})
 _PARAMETERS = {"rate", "step_bias", "bonus", "skip"}
+_OPERANDS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+_known_to_fit: set[tuple[object, ...]] = set()
+
+
+def _check_once(q: Tensor, k: Tensor, v: Tensor, state: Tensor, given: dict[str, Tensor]) -> None:
+    """A decode step would spend longer on checks than on small recurrences, and has the same shapes every time."""
+    if not state.is_contiguous():
+        raise ValueError("recurrence: the state pool must be contiguous, since it is updated in place")
+    forms = tuple((x.shape, x.dtype) for x in (q, k, v, state, *given.values()))
+    if (key := (forms, *given)) not in _known_to_fit:
+        _check(q, k, v, state, given)
+        if len(_known_to_fit) < MOST_FORMS:
+            _known_to_fit.add(key)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, state: Tensor, given: dict[str, Tensor]) -> None:
@@ -171,15 +188,15 @@ def _check(q: Tensor, k: Tensor, v: Tensor, state: Tensor, given: dict[str, Tens
         found = {name: tuple(x.shape) for name, x in {"q": q, "k": k, "v": v, "state": state, **given}.items()}
         raise ValueError(f"recurrence: shapes do not fit: {found}")
     for name, x in {"q": q, "k": k, "v": v, **given}.items():
-        if not x.is_floating_point() or (name in _PARAMETERS and x.dtype != torch.float32):
+        if x.dtype not in ((torch.float32,) if name in _PARAMETERS else _OPERANDS):
             raise TypeError(f"recurrence: {name} is {x.dtype}")
     if state.dtype not in (torch.float32, torch.bfloat16):
         raise TypeError(f"recurrence: the state must be float32 or bfloat16, got {state.dtype}")
-    if not state.is_contiguous():
-        raise ValueError("recurrence: the state pool must be contiguous, since it is updated in place")
 
 
 def _fits(q: Tensor, k: Tensor, v: Tensor, state: Tensor, given: dict[str, Tensor]) -> bool:
+    if state.dim() != 4 or not all(state.shape[1:]):
+        return False
     tokens, (_, heads, rows, width) = q.shape[0], state.shape
     key, value = (width,), (rows,)
     per_token = {"log_decay": ((), key), "beta": ((),), "a": (key,), "b": (key,)}
@@ -193,10 +210,9 @@ def _fits(q: Tensor, k: Tensor, v: Tensor, state: Tensor, given: dict[str, Tenso
     }
     operands = [(q, (key,)), (k, (key,)), (v, (value,)), *((given[n], per_token[n]) for n in per_token if n in given)]
     return (
-        all(
-            x.dim() >= 2 and x.shape[0] == tokens and heads % max(1, x.shape[1]) == 0 and tuple(x.shape[2:]) in rest
-            for x, rest in operands
-        )
+        all(x.dim() >= 2 and x.shape[0] == tokens and tuple(x.shape[2:]) in rest for x, rest in operands)
+        and all(x.shape[1] > 0 and heads % x.shape[1] == 0 for x, _ in operands)
         and all(tuple(given[name].shape) in shapes for name, shapes in whole.items() if name in given)
         and ("rate" not in given or given["rate"].dim() - 1 == 2 * (given["step"].dim() - 2))
+        and ("step_bias" not in given or given["step_bias"].shape == given["step"].shape[1:])
     )

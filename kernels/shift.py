@@ -43,7 +43,11 @@ def token_shift(x: Tensor, mix: Tensor, last: Tensor, batch: Packed) -> Tensor:
     batch.check(x.shape[0])
     if last.dtype != x.dtype:
         raise TypeError(f"token_shift: x is {x.dtype}, its memory {last.dtype}")
-    if last.shape[1:] != x.shape[1:] or mix.shape[1:] != x.shape[1:] or not last.is_contiguous():
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(f"token_shift: x must be float32, bfloat16 or float16, got {x.dtype}")
+    if mix.dtype != torch.float32:
+        raise TypeError(f"token_shift: mix must be float32, got {mix.dtype}")
+    if not last.shape[1:] == mix.shape[1:] == x.shape[1:] != () or not last.is_contiguous():
         raise ValueError(
             f"token_shift: x {tuple(x.shape)}, mix {tuple(mix.shape)} and memory {tuple(last.shape)} do not fit, "
             "or the memory, which is updated in place, is not contiguous"

@@ -55,6 +55,8 @@ class Model(Protocol):
     vocab_size: int  # token ids are 0 .. vocab_size - 1
     dtype: torch.dtype  # of the projections' weights and inputs
     weight_bytes: int
+    matmul_params: int  # elements of all projections that every token passes
+    head_params: int  # elements of the output projection
     state_spec: StateSpec
 
     def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:

@@ -40,13 +40,16 @@ class WeightReader:
     """Takes tensors out of a checkpoint and puts them where they are computed with.
 
     Matrices go to `dtype`; vectors (norms, biases, decays, mixes) to fp32, since they are small and rounding hurts.
-    What `source` raises passes through. `num_bytes` counts what was placed, and the copies made of it.
+    What `source` raises passes through. `num_bytes` counts what was placed, and the copies made of it;
+    `matmul_params` and `head_params` count the elements of projections (see `ostinato.models.base.Model`).
     """
 
     source: TensorSource
     device: torch.device
     dtype: torch.dtype
     num_bytes: int = 0
+    matmul_params: int = 0
+    head_params: int = 0
 
     def tensor(self, name: str, *shape: int) -> Tensor:
         """An fp32 tensor of exactly that shape."""
@@ -63,17 +66,20 @@ class WeightReader:
         return self._placed(self.source.take(name, shape), self.dtype)
 
     def linear(self, name: str, out: int, into: int, *, bias: str | None = None) -> Linear:
-        """A projection [out, into]; `bias` names its bias tensor."""
-        return Linear(self.matrix(name, out, into), None if bias is None else self.tensor(bias, out))
+        """A projection [out, into]; `bias` names its bias vector."""
+        self.matmul_params += out * into
+        return Linear(self.matrix(name, out, into), None if bias is None else self.vector(bias, out))
 
     def joined(self, parts: Sequence[tuple[str, int]], into: int) -> Linear:
         """Several projections (name, out) of one input as a single product, outputs side by side."""
+        self.matmul_params += into * sum(out for _, out in parts)
         return Linear(torch.cat([self.matrix(name, out, into) for name, out in parts]))
 
     def head(self, name: str, rows: int, hidden: int, embedding: Embedding, tied: bool) -> Linear:
         """The output projection [rows, hidden]: `embedding` itself if it is tied and `name` is not on disk."""
+        self.head_params += rows * hidden
         if not tied or self.source.has(name):
-            return self.linear(name, rows, hidden)
+            return Linear(self.matrix(name, rows, hidden))
         head = Linear(embedding.weight)
         if head.packed:  # a copy for the product, besides the one for lookup
             self.num_bytes += embedding.weight.numel() * embedding.weight.element_size()

@@ -115,6 +115,7 @@ class Mamba2:
         self._norm = RMSNorm(read.tensor("backbone.norm_f.weight", c.hidden), c.norm_eps)
         self._head = read.head("lm_head.weight", c.vocab_rows, c.hidden, self._embedding, c.tied)
         self.weight_bytes = read.num_bytes
+        self.matmul_params, self.head_params = read.matmul_params, read.head_params
 
     def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
         """See `Model.forward`."""

@@ -62,7 +62,9 @@ class TimeMix:
             c.heads,
         )
         y = recurrence(
-            *(self._heads(operand) for operand in (r, k, v_mixed)),
+            self._heads(r),
+            self._heads(k),
+            self._heads(v_mixed),
             state,
             batch,
             log_decay=self._heads(log_decay),
@@ -127,6 +129,7 @@ class RWKV7:
         self._norm = _read_norm(read, "model.norm", c.hidden, c.norm_eps)
         self._head = read.head("lm_head.weight", c.vocab_size, c.hidden, self._embedding, c.tied)
         self.weight_bytes = read.num_bytes
+        self.matmul_params, self.head_params = read.matmul_params, read.head_params
 
     def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
         """See `Model.forward`."""
@@ -150,11 +153,10 @@ def _read_norm(read: WeightReader, name: str, size: int, eps: float) -> LayerNor
 
 def _read_low_rank(read: WeightReader, name: str, hidden: int, *, bias: bool = True) -> LowRank:
     rank = read.source.shape(f"{name}.lora.0.weight", 2)[0]
-    down, up = (
-        read.linear(f"{name}.lora.0.weight", rank, hidden),
-        read.matrix(f"{name}.lora.2.weight", hidden, rank),
+    return LowRank(
+        down=read.linear(f"{name}.lora.0.weight", rank, hidden),
+        up=read.linear(f"{name}.lora.2.weight", hidden, rank, bias=f"{name}.lora.2.bias" if bias else None),
     )
-    return LowRank(down, Linear(up, read.vector(f"{name}.lora.2.bias", hidden) if bias else None))
 
 
 def _read_time_mix(read: WeightReader, name: str, layer: int, c: RWKV7Config) -> TimeMix:

@@ -9,7 +9,9 @@ import typer
 from typer.core import TyperGroup
 
 from ostinato.engine.errors import OstinatoError, RequestError
+from ostinato.server.cli_bench import bench
 from ostinato.server.cli_chat import chat
+from ostinato.server.cli_doctor import doctor
 from ostinato.server.cli_generate import generate
 from ostinato.server.cli_serve import serve
 
@@ -40,6 +42,8 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(generate)
 app.command()(chat)
+app.add_typer(bench, name="bench")
+app.command()(doctor)
 
 
 def _show_version(wanted: bool) -> None:

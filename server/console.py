@@ -42,6 +42,15 @@ def loading_bar() -> Iterator[ProgressReport]:
         progress.stop()
 
 
+@contextmanager
+def bench_bar() -> Iterator[ProgressReport]:
+    """A bar over the repeats of whatever is being measured."""
+    columns = (TextColumn("measuring {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, console=stderr_console(), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)
+
+
 def show_capacity(service: Service, model_name: str) -> None:
     """What was loaded, and how many requests it can run at once."""
     info = service.info
@@ -67,9 +76,21 @@ def show_ready(url: str, model_name: str, *, takes_text: bool) -> None:
     console.print(f"  curl -N {url}/v1/completions -H 'content-type: application/json' -d '{quoted}'", markup=False)
 
 
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Says what the program is doing, on a terminal only, until it is done."""
+    with stderr_console().status(what):
+        yield
+
+
 def show_error(error: Exception) -> None:
     """One line, no traceback."""
-    line = " ".join(str(error).split())
+    show_problem(str(error))
+
+
+def show_problem(text: str) -> None:
+    """One line, however many the text has."""
+    line = " ".join(text.split())
     console = stderr_console()
     console.print("error:", style="bold red", end=" ")
     console.print(line, markup=False)

@@ -129,6 +129,8 @@ def scripted_service(
         bytes_per_state=1024,
         slots=slots,
         weight_bytes=0,
+        matmul_params=0,
+        head_params=0,
         batch_invariant=True,
         eos_token_ids=frozenset({EOS}),
     )

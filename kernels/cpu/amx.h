@@ -27,7 +27,7 @@ namespace ostinato {
 constexpr int64_t kTileRows = 16, kTileDepth = 32;  // of a tile of x: 16 rows of 32 bf16, which is 1 KiB
 constexpr int64_t kTileElements = kTileRows * kTileDepth;
 constexpr int64_t kPanel = 32;            // outputs that are computed together, two tiles
-constexpr int64_t kPrefetchBytes = 8192;  // of weights, ahead of their use
+constexpr int64_t kPrefetchBytes = 16384;  // of weights, ahead of their use
 constexpr int64_t kBlockBytes = 1 << 20;  // of x that meets every panel before the next rows do
 
 inline int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
@@ -54,18 +54,21 @@ AMX_FUNCTION inline void configure_tiles() {
 
 AMX_FUNCTION inline void release_tiles() { _tile_release(); }
 
-// Few rows, and the first ones of many, wait for the weights: the processor's own prefetching is too late for tiles.
-inline void prefetch_weights(const c10::BFloat16* w) {
-  const char* ahead = reinterpret_cast<const char*>(w) + kPrefetchBytes;
-  for (int64_t line = 0; line < 4 * kTileElements; line += 64) _mm_prefetch(ahead + line, _MM_HINT_T0);
+// The processor's own prefetching is too late for tiles. The first rows of a panel wait for its weights, so they fetch
+// them a little ahead; the second ones fetch the next panel. Into the second-level cache: the first one's buffers are few,
+// and the tiles of x pass through them too.
+inline void prefetch_weights(const c10::BFloat16* w, int64_t ahead) {
+  const char* from = reinterpret_cast<const char*>(w) + ahead;
+  for (int64_t line = 0; line < 4 * kTileElements; line += 64) _mm_prefetch(from + line, _MM_HINT_T1);
 }
 
 // 32 rows by 32 outputs; x and x + x_stride are two rows of tiles, w alternates the panel's two tiles.
-template <bool kFirst>
-AMX_FUNCTION void multiply_two(const c10::BFloat16* x, int64_t x_stride, const c10::BFloat16* w, int64_t depth, float* sums) {
+template <bool kPrefetch>
+AMX_FUNCTION void multiply_two(const c10::BFloat16* x, int64_t x_stride, const c10::BFloat16* w, int64_t depth, float* sums,
+                                int64_t ahead) {
   _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
   for (int64_t k = 0; k < depth; ++k) {
-    if constexpr (kFirst) prefetch_weights(w + 2 * k * kTileElements);
+    if constexpr (kPrefetch) prefetch_weights(w + 2 * k * kTileElements, ahead);
     _tile_loadd(4, x + k * kTileElements, 64);
     _tile_loadd(5, x + x_stride + k * kTileElements, 64);
     _tile_loadd(6, w + (2 * k) * kTileElements, 64);
@@ -79,11 +82,12 @@ AMX_FUNCTION void multiply_two(const c10::BFloat16* x, int64_t x_stride, const c
 }
 
 // 16 rows by 32 outputs.
-template <bool kFirst>
-AMX_FUNCTION void multiply_one(const c10::BFloat16* x, const c10::BFloat16* w, int64_t depth, float* sums) {
+template <bool kPrefetch>
+AMX_FUNCTION void multiply_one(const c10::BFloat16* x, const c10::BFloat16* w, int64_t depth, float* sums,
+                                int64_t ahead) {
   _tile_zero(0); _tile_zero(1);
   for (int64_t k = 0; k < depth; ++k) {
-    if constexpr (kFirst) prefetch_weights(w + 2 * k * kTileElements);
+    if constexpr (kPrefetch) prefetch_weights(w + 2 * k * kTileElements, ahead);
     _tile_loadd(4, x + k * kTileElements, 64);
     _tile_loadd(6, w + (2 * k) * kTileElements, 64);
     _tile_loadd(7, w + (2 * k + 1) * kTileElements, 64);
@@ -116,11 +120,12 @@ struct Product {
     const c10::BFloat16* w = weight + panel * depth * 2 * kTileElements;
     for (int64_t row = first; row < last; row += 2 * kTileRows) {
       const c10::BFloat16* tiles = x + row / kTileRows * depth * kTileElements;
-      const bool two = last - row > kTileRows, is_first = row == first;
-      if (two && is_first) multiply_two<true>(tiles, depth * kTileElements, w, depth, sums);
-      if (two && !is_first) multiply_two<false>(tiles, depth * kTileElements, w, depth, sums);
-      if (!two && is_first) multiply_one<true>(tiles, w, depth, sums);
-      if (!two && !is_first) multiply_one<false>(tiles, w, depth, sums);
+      const bool two = last - row > kTileRows, is_first = row == first, is_second = row == first + 2 * kTileRows;
+      const int64_t ahead = is_first ? kPrefetchBytes : is_second ? depth * 4 * kTileElements : 0;
+      if (two)
+        (ahead ? multiply_two<true> : multiply_two<false>)(tiles, depth * kTileElements, w, depth, sums, ahead);
+      else
+        (ahead ? multiply_one<true> : multiply_one<false>)(tiles, w, depth, sums, ahead);
       const int64_t column = panel * kPanel, count = std::min(kPanel, outputs - column);
       for (int64_t i = row; i < std::min(row + 2 * kTileRows, last); ++i)
         finish_row(sums + (i - row) * kPanel, bias ? bias + column : nullptr,

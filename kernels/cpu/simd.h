@@ -119,19 +119,56 @@ Vec rounded(Vec x) {
   return load(buffer, kLanes);
 }
 
+// dst[j * dst_stride + i] = src[i * src_stride + j] for i, j < kLanes.
+inline void transpose_square(const float* src, int64_t src_stride, float* dst, int64_t dst_stride) {
+#if defined(CPU_CAPABILITY_AVX512)
+  // Four columns at a time. Loading quarters of rows 4q + i into quarter q of a vector leaves 4 x 4 transpositions
+  // within quarters.
+  for (int64_t column = 0; column < 16; column += 4) {
+    __m512 rows[4];
+    for (int64_t i = 0; i < 4; ++i) {
+      const float* p = src + i * src_stride + column;
+      rows[i] = _mm512_castps128_ps512(_mm_loadu_ps(p));
+      rows[i] = _mm512_insertf32x4(rows[i], _mm_loadu_ps(p + 4 * src_stride), 1);
+      rows[i] = _mm512_insertf32x4(rows[i], _mm_loadu_ps(p + 8 * src_stride), 2);
+      rows[i] = _mm512_insertf32x4(rows[i], _mm_loadu_ps(p + 12 * src_stride), 3);
+    }
+    const __m512d low01 = _mm512_castps_pd(_mm512_unpacklo_ps(rows[0], rows[1])),
+                  high01 = _mm512_castps_pd(_mm512_unpackhi_ps(rows[0], rows[1])),
+                  low23 = _mm512_castps_pd(_mm512_unpacklo_ps(rows[2], rows[3])),
+                  high23 = _mm512_castps_pd(_mm512_unpackhi_ps(rows[2], rows[3]));
+    float* to = dst + column * dst_stride;
+    _mm512_storeu_ps(to, _mm512_castpd_ps(_mm512_unpacklo_pd(low01, low23)));
+    _mm512_storeu_ps(to + dst_stride, _mm512_castpd_ps(_mm512_unpackhi_pd(low01, low23)));
+    _mm512_storeu_ps(to + 2 * dst_stride, _mm512_castpd_ps(_mm512_unpacklo_pd(high01, high23)));
+    _mm512_storeu_ps(to + 3 * dst_stride, _mm512_castpd_ps(_mm512_unpackhi_pd(high01, high23)));
+  }
+#else
+  at::vec::transpose_mxn<float, kLanes, kLanes>(src, src_stride, dst, dst_stride);
+#endif
+}
+
 // dst[j * dst_stride + i] = src[i * src_stride + j] for i < rows, j < columns.
 inline void transpose(const float* src, int64_t src_stride, float* dst, int64_t dst_stride, int64_t rows,
                       int64_t columns) {
   for (int64_t i = 0; i < rows; i += kLanes)
-    for (int64_t j = 0; j < columns; j += kLanes)
-      at::vec::transpose_mxn<float>(src + i * src_stride + j, src_stride, dst + j * dst_stride + i, dst_stride,
-                                    static_cast<int>(lanes_left(i, rows)), static_cast<int>(lanes_left(j, columns)));
+    for (int64_t j = 0; j < columns; j += kLanes) {
+      const float* from = src + i * src_stride + j;
+      float* to = dst + j * dst_stride + i;
+      const int64_t m = lanes_left(i, rows), n = lanes_left(j, columns);
+      if (m == kLanes && n == kLanes)
+        transpose_square(from, src_stride, to, dst_stride);
+      else
+        for (int64_t x = 0; x < m; ++x)
+          for (int64_t y = 0; y < n; ++y) to[y * dst_stride + x] = from[x * src_stride + y];
+    }
 }
 
 // p * 2^n for integral n; zero where that is below the normal numbers, infinite where it is above them.
 inline Vec scale_by_power(Vec p, Vec n) {
 #if defined(CPU_CAPABILITY_AVX512)
-  return _mm512_scalef_ps(p, n);
+  // Denormal numbers would slow down whatever reads them. The comparison lets NaN through.
+  return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n, Vec(-126.f), _CMP_NLT_UQ), p, n);
 #else
   using Int = at::vec::Vectorized<int32_t>;
   // Adding 1.5 * 2^23 leaves n in the low bits.
@@ -179,12 +216,13 @@ inline Vec reciprocal(Vec x) {
 inline Vec sigmoid(Vec x) { return reciprocal(Vec(1.f) + exp(x.neg())); }
 inline Vec silu(Vec x) { return x * sigmoid(x); }
 
-// log(1 + u) for 0 <= u <= 1: twice the inverse hyperbolic tangent of u / (2 + u), by its Taylor series.
+// log(1 + u) for 0 <= u <= 1: twice the inverse hyperbolic tangent of u / (2 + u), by its Taylor series; of a small u
+// the square could underflow, which is slow, and does not count.
 inline Vec log1p_of_unit(Vec u) {
-  const Vec s = u / (u + Vec(2.f)), z = s * s;
+  const Vec s = u / (u + Vec(2.f)), visible = at::vec::maximum(s, Vec(1e-10f)), z = visible * visible;
   Vec p(1.f / 15);
   for (const float c : {1.f / 13, 1.f / 11, 1.f / 9, 1.f / 7, 1.f / 5, 1.f / 3}) p = at::vec::fmadd(p, z, Vec(c));
-  return at::vec::fmadd(p * z, s, s) * Vec(2.f);
+  return at::vec::fmadd(p, z, Vec(1.f)) * s * Vec(2.f);
 }
 
 // log(1 + e^x) = max(x, 0) + log(1 + e^-|x|).

@@ -1,49 +1,104 @@
-"""Random packed batches: unordered slots, padding, empty sequences."""
+"""Random packed batches, random values, and how results are compared."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from ostinato.kernels.packed import Packed
+
 SLOTS = 9
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    lengths: tuple[int, ...]
-    slots: Tensor
-    starts: Tensor
+def random_packed(generator: torch.Generator, longest: int = 40) -> Packed:
+    """1 to 6 sequences of 0 to `longest` tokens, mostly short, at least one token in all; slots in no order.
 
-    @property
-    def tokens(self) -> int:
-        return sum(self.lengths)
+    Each sequence goes on in place, forks from a slot that others read too, or begins empty; or it leaves nothing
+    behind: of the shared slot, of one that only it reads, or as padding on both sides.
+    """
 
-    @property
-    def untouched(self) -> Tensor:
-        """Slots that no sequence with tokens uses."""
-        used = {slot for slot, length in zip(self.slots.tolist(), self.lengths, strict=True) if length}
-        return torch.tensor([slot for slot in range(SLOTS) if slot not in used])
+    def below(bound: int) -> int:
+        return int(torch.randint(0, bound, (), generator=generator))
+
+    shared, *free = torch.randperm(SLOTS, generator=generator).tolist()
+    lengths = [below(min((2, 6, longest + 1)[i % 3], longest + 1)) for i in range(1 + below(6))]
+    lengths[-1] = max(1, lengths[-1])
+    src, dst = [], []
+    for own in free[: len(lengths)]:
+        source, destination = ((own, own), (shared, own), (-1, own), (shared, -1), (own, -1), (-1, -1))[below(6)]
+        src.append(source)
+        dst.append(destination)
+    return Packed.of(src, lengths, dst=dst)
 
 
-def pack(lengths: list[int], slots: list[int]) -> Batch:
-    starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    return Batch(tuple(lengths), torch.tensor(slots, dtype=torch.int32), starts)
+def steps(batch: Packed) -> Packed:
+    """One token for each of the batch's sequences."""
+    return Packed.of(batch.src.tolist(), [1] * batch.src.numel(), dst=batch.dst.tolist())
 
 
-def random_batch(generator: torch.Generator) -> Batch:
-    """1 to 6 sequences of 0 to 40 tokens, mostly short, some of them padding; at least one token."""
-    count = int(torch.randint(1, 7, (), generator=generator))
-    lengths = [int(torch.randint(0, (2, 5, 41)[i % 3], (), generator=generator)) for i in range(count)]
-    lengths[0] = max(1, lengths[0])
-    slots = torch.randperm(SLOTS, generator=generator)[:count].tolist()
-    for i in range(1, count):
-        if torch.rand((), generator=generator) < 0.3:
-            slots[i] = -1
-    return pack(lengths, slots)
+def tokens_of(batch: Packed) -> int:
+    """How many tokens all sequences have together."""
+    return int(batch.starts[-1])
+
+
+def sequences(batch: Packed) -> list[tuple[int, int, int, int]]:
+    """Source, destination, first row and the row after the last, of every sequence."""
+    bounds = batch.starts.tolist()
+    return list(zip(batch.src.tolist(), batch.dst.tolist(), bounds[:-1], bounds[1:], strict=True))
+
+
+def unread(batch: Packed) -> list[int]:
+    """Slots that no sequence reads."""
+    return [slot for slot in range(SLOTS) if slot not in batch.src.tolist()]
+
+
+def written(batch: Packed) -> list[int]:
+    """Slots that a sequence writes."""
+    return [slot for slot in batch.dst.tolist() if slot >= 0]
+
+
+def unwritten(batch: Packed) -> list[int]:
+    """Slots that no sequence writes."""
+    return [slot for slot in range(SLOTS) if slot not in batch.dst.tolist()]
+
+
+def poisoned(pool: Tensor, batch: Packed) -> Tensor:
+    """A copy of a pool [SLOTS, ...] in which all that may not be read is NaN."""
+    copy = pool.clone()
+    copy[unread(batch)] = torch.nan
+    return copy
+
+
+def same_bits(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors of one dtype are equal byte by byte, NaN being equal to itself."""
+    assert left.dtype == right.dtype
+    return left.shape == right.shape and torch.equal(
+        left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8)
+    )
 
 
 def uniform(generator: torch.Generator, *shape: int, low: float = -1.0, high: float = 1.0) -> Tensor:
     return torch.rand(*shape, generator=generator) * (high - low) + low
+
+
+def spaced(x: Tensor) -> Tensor:
+    """The same values [T, ...] as a slice of longer rows with NaN around it: one output of a joined projection."""
+    row = math.prod(x.shape[1:])
+    wide = torch.full((x.shape[0], row + 5), torch.nan, dtype=x.dtype)
+    wide[:, 3 : row + 3] = x.reshape(x.shape[0], row)
+    return wide[:, 3 : row + 3].unflatten(1, x.shape[1:]) if x.dim() > 2 else wide[:, 3 : row + 3]
+
+
+def thread_counts(*counts: int) -> Iterator[int]:
+    """Sets PyTorch's number of threads to each of `counts` in turn, and back at the end."""
+    before = torch.get_num_threads()
+    try:
+        for count in counts:
+            torch.set_num_threads(count)
+            yield count
+    finally:
+        torch.set_num_threads(before)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -1,119 +1,139 @@
-"""The causal convolution and the token shift: against PyTorch's own, and continued by slot."""
+"""The causal convolution: against PyTorch's own and the reference, by slot, and exactness."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from ostinato.kernels.conv import causal_conv, causal_conv_ref
-from ostinato.kernels.packed import token_shift
-from ostinato.kernels.recurrence import recurrence
-from tests.kernels.random_batches import SLOTS, pack, random_batch, relative_error, uniform
+from ostinato.kernels.packed import Packed
+from tests.kernels.random_batches import (
+    SLOTS,
+    poisoned,
+    random_packed,
+    relative_error,
+    same_bits,
+    spaced,
+    steps,
+    thread_counts,
+    tokens_of,
+    uniform,
+    unwritten,
+    written,
+)
+
+pytestmark = pytest.mark.usefixtures("poisoned_outputs")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("width", [2, 3, 4, 5])
-@pytest.mark.parametrize("seed", range(4))
+def reference(x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor, batch: Packed, activate: bool) -> Tensor:
+    where = (batch.src, batch.dst, batch.starts, batch.longest)
+    return causal_conv_ref(x, weight, bias, tail, *where, activate)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 16])
+@pytest.mark.parametrize("seed", range(6))
 def test_native_equals_reference(seed: int, width: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(seed)
-    batch, channels = random_batch(generator), int(torch.randint(1, 70, (), generator=generator))
-    x, tail = (
-        uniform(generator, batch.tokens, channels).to(dtype),
-        uniform(generator, SLOTS, width - 1, channels).to(dtype),
-    )
-    weight = uniform(generator, width, channels)
-    bias = uniform(generator, channels) if seed % 2 else None
-    found_tail, expected_tail = tail.clone(), tail.clone()
-    activate = seed > 1
-    found = causal_conv(x, weight, bias, found_tail, batch.slots, batch.starts, activate=activate)
-    expected = causal_conv_ref(x, weight, bias, expected_tail, batch.slots, batch.starts, activate=activate)
+    batch = random_packed(generator, longest=300 if seed == 5 else 40)
+    batch, channels = (batch if seed % 2 else steps(batch)), int(torch.randint(1, 70, (), generator=generator))
+    x, tail = uniform(generator, tokens_of(batch), channels), uniform(generator, SLOTS, width - 1, channels).to(dtype)
+    x = spaced(x.to(DTYPES[seed % 3]))
+    weight, bias = uniform(generator, width, channels), uniform(generator, channels) if seed % 4 else None
+    pool, expected_tail = poisoned(tail, batch), tail.clone()
+    found_tail = pool.clone()
+    found = causal_conv(x, weight, bias, found_tail, batch, activate=seed < 4)
+    expected = reference(x, weight, bias, expected_tail, batch, activate=seed < 4)
+    assert found.dtype == torch.float32
     assert relative_error(found, expected) <= 1e-6
-    assert torch.equal(found_tail, expected_tail)
-    assert torch.equal(found_tail[batch.untouched], tail[batch.untouched])
+    assert same_bits(found_tail[written(batch)], expected_tail[written(batch)])
+    assert same_bits(found_tail[unwritten(batch)], pool[unwritten(batch)])
 
 
+@pytest.mark.parametrize("function", [causal_conv, reference], ids=["native", "reference"])
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 50])
-def test_reference_is_torch_conv1d(length: int) -> None:
+def test_both_are_torch_conv1d(length: int, bias: bool, function: Callable[..., Tensor]) -> None:
     generator = torch.Generator().manual_seed(length)
-    x, weight, bias = uniform(generator, length, 6), uniform(generator, 4, 6), uniform(generator, 6)
-    batch, tail = pack([length], [2]), torch.zeros(SLOTS, 3, 6)
-    expected = F.conv1d(x.T, weight.T.unsqueeze(1), bias, padding=3, groups=6)[:, :length].T
-    found = causal_conv_ref(x, weight, bias, tail, batch.slots, batch.starts, activate=False)
+    x, past, weight = uniform(generator, length, 6), uniform(generator, 3, 6), uniform(generator, 4, 6)
+    biases = uniform(generator, 6) if bias else None
+    tail, inputs = torch.stack([torch.zeros(3, 6), past]), torch.cat([past, x])
+    expected = F.conv1d(inputs.T.double(), weight.T.unsqueeze(1).double(), groups=6).T
+    expected = F.silu(expected if biases is None else expected + biases)
+    found = function(x, weight, biases, tail, Packed.of([1], [length], dst=[0]), activate=True)
     assert relative_error(found, expected) <= 1e-6
-    assert torch.equal(tail[2], torch.cat([torch.zeros(3, 6), x])[-3:])
+    assert same_bits(tail[0], inputs[-3:])
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_any_split_gives_the_same_bits(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    x, weight, tokens = uniform(generator, 40, 19), uniform(generator, 4, 19), 40
-    whole, split = torch.zeros(SLOTS, 3, 19), torch.zeros(SLOTS, 3, 19)
-    batch = pack([tokens], [1])
-    expected = causal_conv(x, weight, None, whole, batch.slots, batch.starts)
-    start, pieces = 0, []
-    while start < tokens:
-        length = min(tokens - start, int(torch.randint(1, 6, (), generator=generator)))
-        batch = pack([length], [1])
-        pieces.append(causal_conv(x[start : start + length], weight, None, split, batch.slots, batch.starts))
-        start += length
-    assert torch.equal(torch.cat(pieces), expected)
-    assert torch.equal(split, whole)
-
-
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("seed", range(6))
-def test_token_shift_is_the_row_before(seed: int) -> None:
+def test_any_split_company_and_thread_count_gives_the_same_bits(seed: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(seed)
-    batch = random_batch(generator)
-    x, last = uniform(generator, batch.tokens, 5), uniform(generator, SLOTS, 5)
-    found_last = last.clone()
-    found = token_shift(x, found_last, batch.slots, batch.starts)
-    start = 0
-    for slot, length in zip(batch.slots.tolist(), batch.lengths, strict=True):
-        before = last[slot] if slot >= 0 else torch.zeros(5)
-        expected = torch.cat([before.unsqueeze(0), x[start : start + length]])
-        assert torch.equal(found[start : start + length], expected[:-1])
-        if slot >= 0:
-            assert torch.equal(found_last[slot], expected[-1])
-        start += length
-    assert torch.equal(found_last[batch.untouched], last[batch.untouched])
+    channels = int(torch.randint(1, 3000, (), generator=generator))
+    x, tail = uniform(generator, 40, channels), uniform(generator, SLOTS, 3, channels).to(dtype)
+    weight, bias = uniform(generator, 4, channels), uniform(generator, channels)
+    whole, split, start, pieces = tail.clone(), tail.clone(), 0, []
+    expected = causal_conv(x, weight, bias, whole, Packed.of([1], [40]))
+    for _ in thread_counts(1 + seed % 2):
+        while start < 40:
+            length = min(40 - start, 1 if seed < 2 else int(torch.randint(0, 9, (), generator=generator)))
+            both = torch.cat([x[3:5], x[start : start + length]])
+            pieces.append(causal_conv(both, weight, bias, split, Packed.of([0, 1], [2, length], dst=[-1, 1]))[2:])
+            start += length
+    assert same_bits(torch.cat(pieces), expected)
+    assert same_bits(split, whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sequences_without_tokens_are_copied(dtype: torch.dtype) -> None:
+    tail = torch.arange(1.0, 1 + SLOTS * 6).view(SLOTS, 3, 2).to(dtype)
+    pool = tail.clone()
+    y = causal_conv(torch.empty(0, 2), torch.ones(4, 2), None, pool, Packed.of([2, 2, -1], [0, 0, 0], dst=[6, 1, 3]))
+    assert y.shape == (0, 2)
+    assert same_bits(pool[[6, 1]], tail[[2, 2]])
+    assert not pool[3].any()
+    assert same_bits(pool[[0, 2, 4, 5, 7, 8]], tail[[0, 2, 4, 5, 7, 8]])
+
+
+def test_reference_has_gradients() -> None:
+    generator = torch.Generator().manual_seed(0)
+    leaves = [uniform(generator, *shape).requires_grad_() for shape in ((9, 5), (4, 5), (5,))]
+    batch = Packed.of([1, -1], [6, 3], dst=[2, 0])
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return reference(x, weight, bias, torch.ones(3, 3, 5), batch, activate=True)
+
+    def expected(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        parts = [torch.cat([torch.full((3, 5), past), x[rows]]) for past, rows in ((1.0, slice(6)), (0.0, slice(6, 9)))]
+        return torch.cat([F.silu(F.conv1d(part.T, weight.T.unsqueeze(1), bias, groups=5).T) for part in parts])
+
+    found, wanted = (torch.autograd.grad(f(*leaves).square().sum(), leaves) for f in (run, expected))
+    assert all(relative_error(a, b) <= 1e-5 for a, b in zip(found, wanted, strict=True))
 
 
 def test_arguments_that_do_not_fit_are_refused() -> None:
-    batch, x = pack([2], [0]), torch.ones(2, 4)
-    with pytest.raises(ValueError, match="do not fit"):
-        causal_conv(x, torch.ones(4, 4), None, torch.zeros(1, 2, 4), batch.slots, batch.starts)
-    with pytest.raises(ValueError, match="do not fit"):
-        causal_conv(x, torch.ones(4, 4), None, torch.zeros(1, 3, 4, dtype=torch.bfloat16), batch.slots, batch.starts)
+    batch, x, weight, tail = Packed.of([0], [2]), torch.ones(2, 4), torch.ones(4, 4), torch.zeros(1, 3, 4)
+    for changed in (
+        {"tail": torch.zeros(1, 2, 4)},
+        {"tail": torch.zeros(1, 3, 5)},
+        {"weight": torch.ones(4, 5)},
+        {"x": torch.ones(2, 5)},
+    ):
+        with pytest.raises(ValueError, match="do not fit"):
+            causal_conv(**({"x": x, "weight": weight, "tail": tail} | changed), bias=None, batch=batch)
     with pytest.raises(ValueError, match="as many biases"):
-        causal_conv(x, torch.ones(4, 4), torch.ones(1), torch.zeros(1, 3, 4), batch.slots, batch.starts)
+        causal_conv(x, weight, torch.ones(1), tail, batch)
     with pytest.raises(ValueError, match="must be contiguous"):
-        causal_conv(x, torch.ones(4, 4), None, torch.zeros(1, 4, 3).transpose(1, 2), batch.slots, batch.starts)
-    with pytest.raises(TypeError, match="its memory"):
-        token_shift(x, torch.zeros(1, 4, dtype=torch.bfloat16), batch.slots, batch.starts)
-    empty = pack([], [])
-    with pytest.raises(ValueError, match="belong to no sequence"):
-        token_shift(x, torch.zeros(1, 4), empty.slots, empty.starts)
-
-
-@pytest.mark.parametrize(
-    ("slots", "starts", "message"),
-    [([1], [0, 2], "slot 1 is not in a pool of 1"), ([-2], [0, 2], "slot -2"), ([0], [0, 1], "from 0 to 2")],
-)
-def test_slots_and_starts_that_would_leave_memory_are_refused(
-    slots: list[int], starts: list[int], message: str
-) -> None:
-    where = (torch.tensor(slots, dtype=torch.int32), torch.tensor(starts, dtype=torch.int32))
-    with pytest.raises(RuntimeError, match=message):
-        causal_conv(torch.ones(2, 4), torch.ones(4, 4), None, torch.zeros(1, 3, 4), *where)
-    q = torch.ones(2, 1, 4)
-    with pytest.raises(RuntimeError, match=message):
-        recurrence(q, q, q, torch.zeros(1, 1, 4, 4), *where)
-
-
-def test_a_transposed_weight_is_the_same_weight() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x, weight, batch = uniform(generator, 9, 5), uniform(generator, 5, 4), pack([9], [0])
-    found, expected = (
-        causal_conv(x, w, None, torch.zeros(1, 3, 5), batch.slots, batch.starts)
-        for w in (weight.T, weight.T.contiguous())
-    )
-    assert torch.equal(found, expected)
+        causal_conv(x, weight, None, torch.zeros(1, 4, 3).transpose(1, 2), batch)
+    with pytest.raises(ValueError, match="must be contiguous"):
+        causal_conv(x, weight.T, None, tail, batch)
+    with pytest.raises(ValueError, match="must be contiguous"):
+        causal_conv(x, weight, torch.ones(8)[::2], tail, batch)
+    for changed in ({"weight": weight.bfloat16()}, {"bias": torch.ones(4).double()}, {"tail": tail.double()}):
+        with pytest.raises(TypeError, match="causal_conv: "):
+            causal_conv(**({"x": x, "weight": weight, "tail": tail, "bias": None} | changed), batch=batch)
+    with pytest.raises(RuntimeError, match="at most 16 taps"):
+        causal_conv(x, torch.ones(17, 4), None, torch.zeros(1, 16, 4), batch)

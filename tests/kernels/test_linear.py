@@ -52,4 +52,3 @@ def test_rounding_does_not_hide_another_order_of_summation(into: int, out: int) 
     whole = linear(x)
     for rows in (1, 2, 3, 4, 5, 17, 70):
         assert torch.equal(torch.cat([linear(part) for part in x.split(rows)]), whole), rows
-

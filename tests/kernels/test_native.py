@@ -26,7 +26,7 @@ def test_without_a_compiler_there_is_a_reason_and_a_remedy(monkeypatch: pytest.M
 
 
 def test_a_library_in_the_cache_needs_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    shutil.copy(native._library(), tmp_path)
+    shutil.copy(native.library_path(), tmp_path)
     monkeypatch.setenv("OSTINATO_CACHE", str(tmp_path))
     monkeypatch.setattr(shutil, "which", lambda name: None)
     loaded: list[Path] = []
@@ -38,15 +38,15 @@ def test_a_library_in_the_cache_needs_no_compiler(monkeypatch: pytest.MonkeyPatc
 def test_compiling_does_not_change_which_library_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A second process, or a second call, must find what the first one built."""
     monkeypatch.setenv("OSTINATO_CACHE", str(tmp_path))
-    before = native._library()
+    before = native.library_path()
     monkeypatch.setattr(torch.ops, "load_library", lambda path: None)  # the operators are registered already
     native._compile(before)
-    assert native._library() == before
+    assert native.library_path() == before
     assert before.exists()
 
 
 def test_a_damaged_library_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    library = tmp_path / native._library().name
+    library = tmp_path / native.library_path().name
     library.write_bytes(b"half a file")
     monkeypatch.setenv("OSTINATO_CACHE", str(tmp_path))
     compiled: list[Path] = []
@@ -77,10 +77,10 @@ def test_a_failed_compilation_is_reported_and_leaves_nothing_behind(
 
 
 def test_other_sources_are_another_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    original = native._library()
+    original = native.library_path()
     shutil.copytree(native.SOURCES, tmp_path / "cpu")
     monkeypatch.setattr(native, "SOURCES", tmp_path / "cpu")
-    assert native._library() == original
+    assert native.library_path() == original
     with (tmp_path / "cpu" / "conv.h").open("a") as file:
         file.write("\n")
-    assert native._library() != original
+    assert native.library_path() != original

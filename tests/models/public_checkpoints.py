@@ -6,29 +6,13 @@ from pathlib import Path
 
 from tests.models import checkpoints, weights
 from tests.models.checkpoints import RandomCheckpoint
+from tests.models.public_configs import GLA_340M, MAMBA_130M
 from tests.models.random_checkpoints import Writer, resolved_gla
 
 
 def mamba_130m(seed: int, folder: Path) -> RandomCheckpoint:
     """The shapes of mamba-130m-hf."""
-    config = {
-        "architectures": ["MambaForCausalLM"],
-        "model_type": "mamba",
-        "vocab_size": 50280,
-        "hidden_size": 768,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 24,
-        "state_size": 16,
-        "conv_kernel": 4,
-        "expand": 2,
-        "time_step_rank": 48,
-        "use_bias": False,
-        "use_conv_bias": True,
-        "layer_norm_epsilon": 1e-5,
-        "tie_word_embeddings": True,
-        "hidden_act": "silu",
-        "residual_in_fp32": True,
-    }
+    config = MAMBA_130M
     checkpoints.write_folder(folder, config, weights.mamba_tensors(config, seed), "float32", "safetensors")
     return RandomCheckpoint(folder, ("mamba",), config["vocab_size"], "mamba-130m")
 
@@ -87,25 +71,7 @@ def rwkv7_01b(seed: int, folder: Path) -> RandomCheckpoint:
 
 def gla_340m(seed: int, folder: Path) -> RandomCheckpoint:
     """The shapes of fla-hub's gla-340M, in bf16."""
-    config = {
-        "architectures": ["GLAForCausalLM"],
-        "model_type": "gla",
-        "vocab_size": 32000,
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_heads": 4,
-        "num_kv_heads": None,
-        "use_output_gate": True,
-        "expand_k": 0.5,
-        "expand_v": 1,
-        "hidden_ratio": 4,
-        "intermediate_size": None,
-        "norm_eps": 1e-6,
-        "clamp_min": None,
-        "fuse_norm": True,
-        "tie_word_embeddings": False,
-        "hidden_act": "swish",
-    }
+    config = GLA_340M
     checkpoints.write_folder(folder, config, weights.gla_tensors(resolved_gla(config), seed), "bfloat16", "safetensors")
     return RandomCheckpoint(folder, ("fla_naive",), config["vocab_size"], "gla-340M")
 

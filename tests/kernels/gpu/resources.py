@@ -5,6 +5,7 @@ change makes a figure worse on purpose, the new table is part of that change.
 """
 
 import argparse
+import functools
 import importlib
 import json
 import os
@@ -23,6 +24,7 @@ TABLE = Path(__file__).with_name("resources.json")
 Figures = dict[str, dict[str, int]]  # "name @ capability" -> registers, spills, shared
 
 
+@functools.cache
 def cases() -> list[CompileCase]:
     """Those of every module in `ostinato.kernels.gpu`. Raises ValueError: two have one name."""
     modules = [importlib.import_module(name) for _, name, _ in pkgutil.iter_modules(gpu.__path__, f"{gpu.__name__}.")]

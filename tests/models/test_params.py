@@ -1,0 +1,29 @@
+"""What a model says about the size of its projections, against the products that it computes."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from ostinato.kernels.linear import Linear
+from ostinato.models.checkpoint import open_checkpoint
+from ostinato.models.registry import load_model
+from tests.models.running import Reader
+from tests.models.test_contract import CHECKPOINTS
+
+
+@pytest.mark.parametrize("architecture", CHECKPOINTS)
+def test_projections_are_counted(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The elements of each weight that one token meets are in times out, whatever the layout of its memory."""
+    sizes: list[int] = []
+    product = Linear.__call__
+
+    def recorded(self: Linear, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = product(self, x, residual)
+        sizes.append(x.shape[-1] * y.shape[-1])
+        return y
+
+    model = load_model(open_checkpoint(CHECKPOINTS[architecture]), dtype=torch.float32)
+    monkeypatch.setattr(Linear, "__call__", recorded)
+    Reader(model).read([1])
+    *projections, head = sizes
+    assert (model.matmul_params, model.head_params) == (sum(projections), head)
