@@ -58,6 +58,7 @@ def recurrence_ref(
     q, k, x = (_per_head(operand, heads) for operand in (q, k, v))
     if normalize:
         q, k = (row * torch.rsqrt(row.square().sum(-1, keepdim=True) + NORMALIZE_EPS) for row in (q, k))
+    q = q * scale
     v, decay = x, torch.ones((), device=q.device).expand(tokens, heads, 1, 1)  # [T, H, V or 1, K or 1]
     if rate is not None and step is not None:
         step = step.float() if step_bias is None else F.softplus(step.float() + step_bias)
