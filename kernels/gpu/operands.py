@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 NORMALIZE_EPS = tl.constexpr(1e-6)
-# The interpreter multiplies bf16 tiles as if their bit patterns were integers, and tf32 in full precision.
+# Triton's interpreter drops bits where it casts fp32 to bf16, multiplies bf16 tiles as if their bit patterns were
+# integers, and multiplies in fp32 where tf32 is asked for. Here it does what a GPU does.
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
@@ -41,13 +42,13 @@ def dot_dtype(*operands: Tensor) -> torch.dtype:
 
 def dot_precision(*operands: Tensor) -> str:
     """How fp32 tiles of these are multiplied: tf32 holds whatever fp16 and bf16 hold, fp32 needs all bits."""
-    return "ieee" if any(x.dtype == torch.float32 for x in operands) else "tf32"
+    return "tf32x3" if any(x.dtype == torch.float32 for x in operands) else "tf32"
 
 
 @triton.jit
 def load_row(x: Rows, token: tl.tensor, head: tl.tensor, columns: tl.tensor, known: tl.tensor) -> tl.tensor:
     """x[token, head's group, columns] in fp32, 0 where not `known`. token: int64."""
-    start = x.pointer + token * x.token + (head // x.share) * x.head
+    start = x.pointer + token * tl.cast(x.token, tl.int64) + (head // x.share) * x.head
     return tl.load(start + columns, mask=known, other=0.0).to(tl.float32)
 
 
@@ -62,6 +63,17 @@ def load_tile(x: Rows, tokens: tl.tensor, head: tl.tensor, columns: tl.tensor, k
 def unit(x: tl.tensor) -> tl.tensor:
     """Rows of [.., K] scaled to length one."""
     return x * tl.rsqrt(tl.sum(x * x, -1, keep_dims=True) + NORMALIZE_EPS)
+
+
+@triton.jit
+def load_keys(
+    x: Rows, tokens: tl.tensor, head: tl.tensor, keys: tl.tensor, known: tl.tensor, NORMALIZE: tl.constexpr
+) -> tl.tensor:
+    """`load_tile` for q or k, with rows of unit length if so asked."""
+    tile = load_tile(x, tokens, head, keys, known)
+    if NORMALIZE:
+        tile = unit(tile)
+    return tile
 
 
 @triton.jit
@@ -85,19 +97,23 @@ def silu(x: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def _cut_to_tf32(x: tl.tensor) -> tl.tensor:
-    """What a tensor core reads of fp32: 10 bits of mantissa, the rest dropped."""
-    return (x.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
+def cast(x: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
+    """A tile in another precision, rounded to nearest."""
+    if _INTERPRETED and x.dtype == tl.float32 and DTYPE == tl.bfloat16:
+        bits = x.to(tl.int32, bitcast=True)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+    return x.to(DTYPE)
 
 
 @triton.jit
 def dot(x: tl.tensor, y: tl.tensor, DTYPE: tl.constexpr, PRECISION: tl.constexpr) -> tl.tensor:
     """x y for tiles in fp32, rounded to DTYPE, accumulated in fp32."""
-    x, y = x.to(DTYPE), y.to(DTYPE)
+    x, y = cast(x, DTYPE), cast(y, DTYPE)
     if _INTERPRETED:
         x, y = x.to(tl.float32), y.to(tl.float32)
-        if PRECISION == "tf32" and DTYPE == tl.float32:
-            x, y = _cut_to_tf32(x), _cut_to_tf32(y)
+        if DTYPE == tl.float32 and PRECISION == "tf32":  # 10 bits of mantissa, the rest dropped
+            x = (x.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
+            y = (y.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
     return tl.dot(x, y, input_precision=PRECISION)
 
 

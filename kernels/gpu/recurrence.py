@@ -21,6 +21,7 @@ from ostinato.kernels.gpu.recurrence_pairs import pairs_kernel
 from ostinato.kernels.gpu.recurrence_scan import scan_kernel
 
 LOOP_TOKENS = 16  # up to this length a chunk would be mostly padding
+_CHUNK_WARPS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,11 +116,11 @@ def launches(call: Call, y: Tensor) -> list[Launch]:
     """What to launch for `call`, in order. Nothing is read here: tensors may be on the meta device."""
     if batch_invariant() or call.matrix_decay or call.longest <= LOOP_TOKENS:
         return [_loop(call, y)]
-    chunk, warps = _pairs_shape(call)
+    chunk = _chunk(call)
     matrices = 4 if call.a is not None else 2 if call.beta is not None else 1
     dtype = dot_dtype(call.q, call.k, call.v)
     pairs = torch.empty((matrices, call.tokens, call.heads, chunk), dtype=dtype, device=y.device)
-    return [_pairs(call, pairs, warps), _scan(call, pairs, y)]
+    return [_pairs(call, pairs), _scan(call, pairs, y)]
 
 
 def _loop(call: Call, y: Tensor) -> Launch:
@@ -143,7 +144,7 @@ def _loop(call: Call, y: Tensor) -> Launch:
     return Launch(loop_kernel, grid, arguments, max(1, min(4, block_values * block_keys // 512)), 1)
 
 
-def _pairs(call: Call, pairs: Tensor, warps: int) -> Launch:
+def _pairs(call: Call, pairs: Tensor) -> Launch:
     arguments = {
         **{name: rows(getattr(call, name), call.heads) for name in ("q", "k", "a", "b", "beta")},
         "gates": _gates(call),
@@ -156,11 +157,11 @@ def _pairs(call: Call, pairs: Tensor, warps: int) -> Launch:
         **_dots(call, pairs),
     }
     chunks = triton.cdiv(call.longest, pairs.shape[-1])
-    return Launch(pairs_kernel, (chunks, call.heads, call.src.shape[0]), arguments, warps, 1)
+    return Launch(pairs_kernel, (chunks, call.heads, call.src.shape[0]), arguments, _CHUNK_WARPS, 1)
 
 
 def _scan(call: Call, pairs: Tensor, y: Tensor) -> Launch:
-    block_values, warps = _scan_shape(call)
+    block_values = 32 if call.keys <= 256 else 16
     arguments = {
         **{name: rows(getattr(call, name), call.heads) for name in ("q", "k", "v", "a", "b", "gate")},
         **{name: getattr(call, name) for name in ("state", "src", "dst", "starts")},
@@ -179,7 +180,7 @@ def _scan(call: Call, pairs: Tensor, y: Tensor) -> Launch:
         "BLOCK_VALUES": block_values,
     }
     grid = (triton.cdiv(call.values, block_values), call.heads, call.src.shape[0])
-    return Launch(scan_kernel, grid, arguments, warps, 1)
+    return Launch(scan_kernel, grid, arguments, _CHUNK_WARPS, 1)
 
 
 def _sizes(call: Call) -> dict[str, Any]:
@@ -214,9 +215,7 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _pairs_shape(call: Call) -> tuple[int, int]:
-    return 32, 8
-
-
-def _scan_shape(call: Call) -> tuple[int, int]:
-    return 32, 8
+def _chunk(call: Call) -> int:
+    """Tokens of a chunk: as many as leave its tiles [chunk, keys] in registers, by how many of them a form holds."""
+    cells = 2048 if call.a is not None else 4096 if call.beta is not None else 8192
+    return max(16, min(64, cells // padded(call.keys)))

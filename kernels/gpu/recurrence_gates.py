@@ -2,7 +2,7 @@
 
 A sum over a span is added up from its own terms. It is never a difference of two running sums, which would lose a mild
 decay behind a strong one (and be inf - inf behind a decay of 0), and no exponential of a positive number is taken,
-which would overflow.
+which would overflow. D(s, t) is the decay after token s up to token t.
 """
 
 from typing import NamedTuple
@@ -45,3 +45,37 @@ def load_gates(
     else:
         logs = tl.zeros([tokens.shape[0], BLOCK_WIDTH], tl.float32)
     return logs
+
+
+@triton.jit
+def decays_upto(
+    gates: Gates,
+    first: tl.tensor,
+    stop: tl.tensor,
+    head: tl.tensor,
+    LAG: tl.constexpr,
+    CHUNK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+) -> tl.tensor:
+    """D(0, t - LAG) [C, BLOCK_WIDTH]: the decay from before the chunk to token t - LAG."""
+    row = tl.arange(0, CHUNK)
+    known = (first + row < stop) & (row >= LAG)
+    return tl.exp(tl.cumsum(load_gates(gates, first + row - LAG, head, known, WIDTH, BLOCK_WIDTH), 0))
+
+
+@triton.jit
+def decays_after(
+    gates: Gates,
+    first: tl.tensor,
+    stop: tl.tensor,
+    head: tl.tensor,
+    CHUNK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+) -> tl.tensor:
+    """D(t, C) [C, BLOCK_WIDTH]: the decay from token t to the end of its chunk."""
+    row = tl.arange(0, CHUNK)
+    known = (first + row + 1 < stop) & (row + 1 < CHUNK)
+    logs = load_gates(gates, first + row + 1, head, known, WIDTH, BLOCK_WIDTH)
+    return tl.exp(tl.cumsum(logs, 0, reverse=True))

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ostinato.kernels.gpu.operands import Rows, load_row, silu, softplus, state_mask, unit
+from ostinato.kernels.gpu.operands import Rows, cast, load_row, silu, softplus, state_mask, unit
 
 
 # The operands' alignment must not choose the layout of a tile: in batch-invariant mode the order in which a sum over
@@ -98,6 +98,6 @@ def loop_kernel(
             out *= silu(load_row(gate, token, head, values, in_values))
         tl.store(y + (token * HEADS + head) * VALUES + values, out, mask=in_values)
         if ROUND:
-            memory = memory.to(state.dtype.element_ty).to(tl.float32)
+            memory = cast(memory, state.dtype.element_ty).to(tl.float32)
     start = state + (target * HEADS + head) * (VALUES * KEYS)
-    tl.store(start + cells, memory.to(state.dtype.element_ty), mask=state_mask(target, values, keys, VALUES, KEYS))
+    tl.store(start + cells, cast(memory, state.dtype.element_ty), mask=state_mask(target, values, keys, VALUES, KEYS))

@@ -9,7 +9,7 @@ Delta Rule, section 3.2).
 import triton
 import triton.language as tl
 
-from ostinato.kernels.gpu.operands import Rows, dot, load_tile, unit
+from ostinato.kernels.gpu.operands import Rows, cast, dot, load_keys, load_tile
 from ostinato.kernels.gpu.recurrence_gates import Gates, load_gates
 
 BLOCK = tl.constexpr(16)  # tokens of a vector decay that are multiplied out pair by pair
@@ -51,15 +51,10 @@ def pairs_kernel(
     tokens, known = first + row, first + row < stop
     inside = known[:, None] & (keys < KEYS)[None, :]
     diagonal = row[:, None] == row[None, :]
-    query = load_tile(q, tokens, head, keys, inside)
-    if NORMALIZE:
-        query = unit(query)
-    query *= scale
+    query = load_keys(q, tokens, head, keys, inside, NORMALIZE) * scale
     if bonus is not None:
         outputs = products(query, k, gates, first, stop, head, 1, NORMALIZE, KEYS, DECAY_WIDTH, DTYPE, PRECISION)
-        key = load_tile(k, tokens, head, keys, inside)
-        if NORMALIZE:
-            key = unit(key)
+        key = load_keys(k, tokens, head, keys, inside, NORMALIZE)
         bonuses = tl.load(bonus + head * KEYS + keys, mask=keys < KEYS, other=0.0)
         outputs = tl.where(diagonal, tl.sum(query * key * bonuses[None, :], 1)[:, None], outputs)
     else:
@@ -67,23 +62,21 @@ def pairs_kernel(
     row_stride = HEADS * CHUNK
     cells = pairs + tokens.to(tl.int64)[:, None] * row_stride + head * CHUNK + row[None, :]
     matrix = tokens_in_all.to(tl.int64) * row_stride
-    tl.store(cells, outputs.to(DTYPE), mask=known[:, None])
+    tl.store(cells, cast(outputs, DTYPE), mask=known[:, None])
     if beta is not None:
         betas = load_tile(beta, tokens, head, tl.arange(0, 1), known[:, None])
-        key = load_tile(k, tokens, head, keys, inside)
-        if NORMALIZE:
-            key = unit(key)
+        key = load_keys(k, tokens, head, keys, inside, NORMALIZE)
         seen = products(key * betas, k, gates, first, stop, head, 0, NORMALIZE, KEYS, DECAY_WIDTH, DTYPE, PRECISION)
         solved = inverse(tl.where(diagonal, 0.0, -seen)) * tl.trans(betas)
-        tl.store(cells + matrix, solved.to(DTYPE), mask=known[:, None])
+        tl.store(cells + matrix, cast(solved, DTYPE), mask=known[:, None])
     if a is not None:
         outputs = products(query, b, gates, first, stop, head, 0, False, KEYS, DECAY_WIDTH, DTYPE, PRECISION)
-        tl.store(cells + matrix, outputs.to(DTYPE), mask=known[:, None])
+        tl.store(cells + matrix, cast(outputs, DTYPE), mask=known[:, None])
         erased = load_tile(a, tokens, head, keys, inside)
         seen = products(erased, b, gates, first, stop, head, 1, False, KEYS, DECAY_WIDTH, DTYPE, PRECISION)
-        tl.store(cells + 2 * matrix, inverse(seen).to(DTYPE), mask=known[:, None])
+        tl.store(cells + 2 * matrix, cast(inverse(seen), DTYPE), mask=known[:, None])
         seen = products(erased, k, gates, first, stop, head, 1, NORMALIZE, KEYS, DECAY_WIDTH, DTYPE, PRECISION)
-        tl.store(cells + 3 * matrix, seen.to(DTYPE), mask=known[:, None])
+        tl.store(cells + 3 * matrix, cast(seen, DTYPE), mask=known[:, None])
 
 
 @triton.jit
@@ -106,9 +99,7 @@ def products(
     row = tl.arange(0, CHUNK)
     keys = tl.arange(0, x.shape[1])
     known = first + row < stop
-    other = load_tile(y, first + row, head, keys, known[:, None] & (keys < KEYS)[None, :])
-    if NORMALIZE:
-        other = unit(other)
+    other = load_keys(y, first + row, head, keys, known[:, None] & (keys < KEYS)[None, :], NORMALIZE)
     if DECAY_WIDTH > 1:
         near, far, result = block_products(x, y, gates, first, stop, head, LAG, NORMALIZE, KEYS)
         result = chunk_products(x * near, other, far, result, gates, first, stop, head, KEYS, DTYPE, PRECISION)
@@ -146,9 +137,7 @@ def block_products(
         s = BLOCK - 1 - back
         partner = row - in_block + s
         known = first + partner < stop
-        other = load_tile(y, first + partner, head, keys, known[:, None] & (keys < KEYS)[None, :])
-        if NORMALIZE:
-            other = unit(other)
+        other = load_keys(y, first + partner, head, keys, known[:, None] & (keys < KEYS)[None, :], NORMALIZE)
         known = (first + partner + 1 < stop) & (partner + 1 < row - in_block + BLOCK)
         decay = tl.exp(load_gates(gates, first + partner + 1, head, known, KEYS, x.shape[1]))
         near = tl.where((in_block - LAG > s)[:, None], near * decay, near)

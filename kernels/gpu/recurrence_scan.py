@@ -15,8 +15,8 @@ which is the recurrence written out: Yang et al. 2023 (GLA), section 4; Yang et 
 import triton
 import triton.language as tl
 
-from ostinato.kernels.gpu.operands import Rows, dot, load_tile, silu, state_mask, unit
-from ostinato.kernels.gpu.recurrence_gates import Gates, load_gates, load_steps
+from ostinato.kernels.gpu.operands import Rows, cast, dot, load_keys, load_tile, silu, state_mask
+from ostinato.kernels.gpu.recurrence_gates import Gates, decays_after, decays_upto, load_gates, load_steps
 
 
 # One program walks through all chunks of its sequence with its rows of the state in registers. That spares a pool of
@@ -68,27 +68,21 @@ def scan_kernel(
     for first in range(tl.load(starts + sequence), stop, CHUNK):
         tokens, known = first + row, first + row < stop
         in_rows, in_outputs = known[:, None] & in_keys[None, :], known[:, None] & in_values[None, :]
-        logs = load_gates(gates, tokens, head, known, DECAY_WIDTH, BLOCK_DECAYS)
-        before = tl.exp(tl.cumsum(load_gates(gates, tokens - 1, head, known & (row > 0), DECAY_WIDTH, BLOCK_DECAYS), 0))
-        upto = tl.exp(tl.cumsum(logs, 0))
-        later = load_gates(gates, tokens + 1, head, tokens + 1 < tl.minimum(stop, first + CHUNK), DECAY_WIDTH, BLOCK_DECAYS)
-        after = tl.exp(tl.cumsum(later, 0, reverse=True))
-        query, key = load_tile(q, tokens, head, keys, in_rows), load_tile(k, tokens, head, keys, in_rows)
-        if NORMALIZE:
-            query, key = unit(query), unit(key)
-        query *= scale * (before if BONUS else upto)
         x = load_tile(v, tokens, head, values, in_outputs)
-        update = tl.trans(x * load_steps(gates, tokens, head, known) if gates.rate is not None else x)
         # Transposed, as [values, C], so that the state is the left factor, which needs no detour by shared memory.
+        update = tl.trans(x * load_steps(gates, tokens, head, known) if gates.rate is not None else x)
         cell = pairs + tokens.to(tl.int64)[None, :] * (HEADS * CHUNK) + head * CHUNK + row[:, None]
+        upto = decays_upto(gates, first, stop, head, BONUS, CHUNK, DECAY_WIDTH, BLOCK_DECAYS)
+        query = load_keys(q, tokens, head, keys, in_rows, NORMALIZE) * (upto * scale)
         out = dot(memory, tl.trans(query), DTYPE, PRECISION)
         if BETA:
-            update -= dot(memory, tl.trans(key * upto), DTYPE, PRECISION)
+            key = load_keys(k, tokens, head, keys, in_rows, NORMALIZE) * upto
+            update -= dot(memory, tl.trans(key), DTYPE, PRECISION)
             solved = tl.load(cell + matrix, mask=known[None, :], other=0.0)
             update = dot(update, solved, DTYPE, PRECISION)
         out += dot(update, tl.load(cell, mask=known[None, :], other=0.0), DTYPE, PRECISION)
-        change = dot(update, key * after, DTYPE, PRECISION)
         if a is not None:
+            before = decays_upto(gates, first, stop, head, 1, CHUNK, DECAY_WIDTH, BLOCK_DECAYS)
             erased = load_tile(a, tokens, head, keys, in_rows) * before
             removed = dot(memory, tl.trans(erased), DTYPE, PRECISION)
             seen = tl.load(cell + 3 * matrix, mask=known[None, :], other=0.0)
@@ -96,8 +90,12 @@ def scan_kernel(
             solved = tl.load(cell + 2 * matrix, mask=known[None, :], other=0.0)
             removed = dot(removed, solved, DTYPE, PRECISION)
             out += dot(removed, tl.load(cell + matrix, mask=known[None, :], other=0.0), DTYPE, PRECISION)
-            change += dot(removed, load_tile(b, tokens, head, keys, in_rows) * after, DTYPE, PRECISION)
-        memory = memory * tl.exp(tl.sum(logs, 0))[None, :] + change
+        after = decays_after(gates, first, stop, head, CHUNK, DECAY_WIDTH, BLOCK_DECAYS)
+        memory *= tl.exp(tl.sum(load_gates(gates, tokens, head, known, DECAY_WIDTH, BLOCK_DECAYS), 0))[None, :]
+        key = load_keys(k, tokens, head, keys, in_rows, NORMALIZE) * after
+        memory += dot(update, key, DTYPE, PRECISION)
+        if a is not None:
+            memory += dot(removed, load_tile(b, tokens, head, keys, in_rows) * after, DTYPE, PRECISION)
         result = tl.trans(out)
         if skip is not None:
             skips = tl.load(skip + head * SKIP_WIDTH + values * (SKIP_WIDTH > 1), mask=in_values, other=0.0)
@@ -107,4 +105,4 @@ def scan_kernel(
         at = (tokens.to(tl.int64) * HEADS + head)[:, None] * VALUES + values[None, :]
         tl.store(y + at, result, mask=in_outputs)
     start = state + (target * HEADS + head) * (VALUES * KEYS)
-    tl.store(start + cells, memory.to(state.dtype.element_ty), mask=state_mask(target, values, keys, VALUES, KEYS))
+    tl.store(start + cells, cast(memory, state.dtype.element_ty), mask=state_mask(target, values, keys, VALUES, KEYS))
