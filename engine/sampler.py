@@ -91,7 +91,8 @@ def choose(row: Tensor, sequence: Sequence) -> int:
     """The next token: the most likely one at temperature 0, otherwise one draw. row: [V] fp32."""
     params = sequence.params
     if params.temperature == 0.0:
-        return int(row.argmax())
+        # The first of the largest, as argmax gives, whose implementation for the CPU looks at one element at a time.
+        return int(torch.nonzero(row == row.max())[0])
     # Relative to the best, so that no temperature, however small, can overflow.
     probabilities = torch.softmax((row.double() - row.max().double()) / params.temperature, dim=0)
     ids, kept = truncated(probabilities, params)

@@ -147,6 +147,12 @@ def supported_dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
     return (torch.float32,)
 
 
+def wait_for(device: torch.device) -> None:
+    """Returns when everything that was started on `device` is done: a GPU runs behind the program."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def batch_invariant(device: torch.device, dtype: torch.dtype, asked: bool) -> bool:
     """Whether a token has the same bits whatever its batch and its split, with projections in `dtype`.
 
@@ -180,9 +186,3 @@ def can_capture(device: torch.device) -> bool:
     from ostinato.kernels import gpu
 
     return not gpu.interpreted()
-
-
-def wait_for(device: torch.device) -> None:
-    """Returns when everything that was started on `device` is done: a GPU runs behind the program."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

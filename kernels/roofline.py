@@ -6,8 +6,8 @@ Patterson 2009); states are moved before or after, so their time is added:
 
     seconds = max(weight bytes / read bandwidth, FLOP / product rate) + state bytes / copy bandwidth
 
-The rates are the machine's, not ours: of several ways to do a thing the fastest counts. Of several tries it is the median,
-since what they are compared with are medians, on a machine that may be shared.
+The rates are the machine's, not ours: of several ways to do a thing the fastest counts. Of several tries it is the
+median, since what they are compared with are medians, on a machine that may be shared.
 """
 
 import math

@@ -5,7 +5,7 @@ from typing import Any
 
 import triton
 
-from ostinato.kernels.gpu import conv, matmul, pointwise, recurrence, rows, rwkv7, shift
+from ostinato.kernels.gpu import attention, conv, matmul, pointwise, recurrence, rows, rwkv7, shift
 
 OPERATORS: dict[str, Callable[..., Any]] = {  # launchers, each with the arguments of its operator
     **{function: pointwise.pointwise(function) for function in pointwise.FUNCTIONS},
@@ -20,6 +20,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {  # launchers, each with the argumen
     "rwkv7_output": rwkv7.rwkv7_output,
     "swiglu": pointwise.swiglu,
     "token_shift": shift.token_shift,
+    "window_attention": attention.window_attention,
 }
 
 

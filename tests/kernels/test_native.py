@@ -81,6 +81,6 @@ def test_other_sources_are_another_library(monkeypatch: pytest.MonkeyPatch, tmp_
     shutil.copytree(native.SOURCES, tmp_path / "cpu")
     monkeypatch.setattr(native, "SOURCES", tmp_path / "cpu")
     assert native.library_path() == original
-    with (tmp_path / "cpu" / "conv.h").open("a") as file:
+    with (tmp_path / "cpu" / "conv.cpp").open("a") as file:
         file.write("\n")
     assert native.library_path() != original
