@@ -5,7 +5,7 @@ from typing import Any
 
 import triton
 
-from ostinato.kernels.gpu import attention, conv, matmul, pointwise, rows, rwkv7, shift
+from ostinato.kernels.gpu import attention, conv, matmul, pointwise, recurrence, rows, rwkv7, shift
 
 OPERATORS: dict[str, Callable[..., Any]] = {  # launchers, each with the arguments of its operator
     **{function: pointwise.pointwise(function) for function in pointwise.FUNCTIONS},
@@ -13,6 +13,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {  # launchers, each with the argumen
     "layer_norm": rows.layer_norm,
     "linear": matmul.linear,
     "log_sigmoid": pointwise.log_sigmoid,
+    "recurrence": recurrence.recurrence,
     "relu_square": pointwise.relu_square,
     "rms_norm": rows.rms_norm,
     "rwkv7_inputs": rwkv7.rwkv7_inputs,
