@@ -2,11 +2,11 @@
 
 import torch
 
-from ostinato.kernels.gpu import conv, matmul, pointwise, rows, rwkv7, shift
+from ostinato.kernels.gpu import conv, diagonal, matmul, pointwise, rows, rwkv7, shift, slstm, wkv4
 
 OPERATORS = {
-    **{function: pointwise.pointwise(function) for function in pointwise.FUNCTIONS},
     "causal_conv": conv.causal_conv,
+    "diagonal": diagonal.diagonal,
     "layer_norm": rows.layer_norm,
     "linear": matmul.linear,
     "log_sigmoid": pointwise.log_sigmoid,
@@ -14,8 +14,11 @@ OPERATORS = {
     "rms_norm": rows.rms_norm,
     "rwkv7_inputs": rwkv7.rwkv7_inputs,
     "rwkv7_output": rwkv7.rwkv7_output,
+    "slstm": slstm.slstm,
     "swiglu": pointwise.swiglu,
     "token_shift": shift.token_shift,
+    "wkv4": wkv4.wkv4,
+    **{function: pointwise.pointwise(function) for function in pointwise.FUNCTIONS},
 }
 
 
