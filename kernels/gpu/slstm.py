@@ -93,7 +93,7 @@ def slstm_kernel(
         mixed_i = tl.zeros((SLICE, BLOCK), tl.float32)
         mixed_f, mixed_z, mixed_o = mixed_i, mixed_i, mixed_i
         slices = tl.reshape(h, (BLOCK // SLICE, SLICE))
-        for s in tl.range(0, tl.cdiv(WIDTH, SLICE), num_stages=2):
+        for s in tl.range(0, tl.cdiv(WIDTH, SLICE)):
             # A block in registers cannot be indexed: the slice is singled out by a sum of itself and zeros.
             chosen = (tl.arange(0, BLOCK // SLICE) == s)[:, None]
             weight = tl.sum(tl.where(chosen, slices, 0.0), axis=0)[:, None]

@@ -14,7 +14,7 @@ from ostinato.kernels.diagonal import diagonal, diagonal_ref
 from ostinato.kernels.packed import Packed
 from ostinato.kernels.slstm import slstm, slstm_ref
 from ostinato.kernels.wkv4 import wkv4, wkv4_ref
-from tests.kernels.random_batches import uniform
+from tests.kernels.random_batches import relative_error, uniform
 
 SLOTS = 9
 Operator = Callable[..., Tensor]
@@ -77,10 +77,8 @@ def inputs(
             name, (spaced(generator, tokens, channels).to(dtype), log_decay), (), uniform(generator, SLOTS, channels)
         )
     if name == "wkv4":
-        operands = (
-            spaced(generator, tokens, channels, scale=100.0).to(dtype),
-            spaced(generator, tokens, channels).to(dtype),
-        )
+        scale = (3.0, 100.0)[int(torch.randint(0, 2, (), generator=generator))]
+        operands = tuple(spaced(generator, tokens, channels, scale=high).to(dtype) for high in (scale, 1.0))
         decay, bonus = -uniform(generator, channels, low=-9.0, high=3.0).exp(), uniform(generator, channels)
         state = uniform(generator, SLOTS, 3, channels)
         state[:, 1] += 2.0
@@ -117,6 +115,13 @@ def random_packed(generator: torch.Generator, longest: int) -> Packed:
     src = [(-1, shared, shared, slot, slot)[kind] for kind, slot in zip(kinds, own, strict=True)]
     dst = [-1 if kind == 1 else slot for kind, slot in zip(kinds, own, strict=True)]
     return Packed.of(src, lengths, dst=dst)
+
+
+def state_error(found: Tensor, expected: Tensor) -> float:
+    """The relative error of the worst row of the states [B, rows, ...] or [B, C]: rows differ in scale."""
+    if found.dim() == 2:
+        return relative_error(found, expected)
+    return max(relative_error(*rows) for rows in zip(found.unbind(1), expected.unbind(1), strict=True))
 
 
 def written(batch: Packed) -> list[int]:
