@@ -9,6 +9,16 @@
 namespace ostinato {
 namespace {
 
+struct Weights {
+  Vec past, now;
+};
+
+// e^past and e^now, divided by the larger of them, which leaves one exponential to compute.
+Weights weigh(Vec past, Vec now) {
+  const Vec smaller = exp((past - now).abs().neg()), older = past >= now;
+  return {Vec::blendv(smaller, Vec(1.f), older), Vec::blendv(Vec(1.f), smaller, older)};
+}
+
 struct Attention {
   const float *k, *v;  // [T,C] with rows k_stride and v_stride apart
   int64_t k_stride, v_stride;
@@ -21,12 +31,12 @@ struct Attention {
     const Vec key = load(k + t * k_stride + c, n), value = load(v + t * v_stride + c, n);
     p = Vec::blendv(Vec(-std::numeric_limits<float>::infinity()), p, b > Vec(0.f));
     const Vec boosted = load(bonus + c, n) + key, faded = p + load(decay + c, n);
-    Vec top = at::vec::maximum(p, boosted), past = exp(p - top), now = exp(boosted - top);
-    store(y + t * channels + c, at::vec::fmadd(past, a, now * value) / at::vec::fmadd(past, b, now), n);
-    top = at::vec::maximum(faded, key), past = exp(faded - top), now = exp(key - top);
-    a = at::vec::fmadd(past, a, now * value);
-    b = at::vec::fmadd(past, b, now);
-    p = top;
+    const Weights read = weigh(p, boosted), written = weigh(faded, key);
+    store(y + t * channels + c, at::vec::fmadd(read.past, a, read.now * value) / at::vec::fmadd(read.past, b, read.now),
+          n);
+    a = at::vec::fmadd(written.past, a, written.now * value);
+    b = at::vec::fmadd(written.past, b, written.now);
+    p = at::vec::maximum(faded, key);
   }
 };
 
