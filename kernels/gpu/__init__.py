@@ -5,11 +5,24 @@ from typing import Any
 
 import triton
 
-from ostinato.kernels.gpu import attention, conv, matmul, pointwise, recurrence, rows, rwkv7, shift
+from ostinato.kernels.gpu import (
+    attention,
+    conv,
+    diagonal,
+    matmul,
+    pointwise,
+    recurrence,
+    rows,
+    rwkv7,
+    shift,
+    slstm,
+    wkv4,
+)
 
 OPERATORS: dict[str, Callable[..., Any]] = {  # launchers, each with the arguments of its operator
     **{function: pointwise.pointwise(function) for function in pointwise.FUNCTIONS},
     "causal_conv": conv.causal_conv,
+    "diagonal": diagonal.diagonal,
     "layer_norm": rows.layer_norm,
     "linear": matmul.linear,
     "log_sigmoid": pointwise.log_sigmoid,
@@ -18,9 +31,11 @@ OPERATORS: dict[str, Callable[..., Any]] = {  # launchers, each with the argumen
     "rms_norm": rows.rms_norm,
     "rwkv7_inputs": rwkv7.rwkv7_inputs,
     "rwkv7_output": rwkv7.rwkv7_output,
+    "slstm": slstm.slstm,
     "swiglu": pointwise.swiglu,
     "token_shift": shift.token_shift,
     "window_attention": attention.window_attention,
+    "wkv4": wkv4.wkv4,
 }
 
 

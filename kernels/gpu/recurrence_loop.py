@@ -56,7 +56,9 @@ def loop_kernel(
         if STEP_WIDTH == 1:
             rates = tl.load(rate + head)
         else:
-            rates = tl.load(rate + head * (VALUES * KEYS) + cells, mask=state_mask(0, values, keys, VALUES, KEYS), other=0.0)
+            rates = tl.load(
+                rate + head * (VALUES * KEYS) + cells, mask=state_mask(0, values, keys, VALUES, KEYS), other=0.0
+            )
         if step_bias is not None:
             biases = tl.load(step_bias + head * STEP_WIDTH + values * (STEP_WIDTH > 1), mask=in_values, other=0.0)
     if bonus is not None:

@@ -34,7 +34,9 @@ SIZES = {
 }
 
 
-def operands(form: str, tokens: int, generator: torch.Generator, dtype: torch.dtype) -> dict[str, Tensor | bool | float]:
+def operands(
+    form: str, tokens: int, generator: torch.Generator, dtype: torch.dtype
+) -> dict[str, Tensor | bool | float]:
     """A call's q, k, v and what the form needs, as models lay them out. Parameters and decays are fp32."""
     heads, values, keys = SIZES[form]
     groups = max(1, heads // 2) if form in ("mamba", "mamba2", "gated-delta") else heads
