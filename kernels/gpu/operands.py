@@ -99,7 +99,7 @@ def silu(x: tl.tensor) -> tl.tensor:
 @triton.jit
 def cast(x: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
     """A tile in another precision, rounded to nearest."""
-    if _INTERPRETED and x.dtype == tl.float32 and DTYPE == tl.bfloat16:
+    if _INTERPRETED and x.dtype == tl.float32 and tl.bfloat16 == DTYPE:
         bits = x.to(tl.int32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
     return x.to(DTYPE)
@@ -111,7 +111,7 @@ def dot(x: tl.tensor, y: tl.tensor, DTYPE: tl.constexpr, PRECISION: tl.constexpr
     x, y = cast(x, DTYPE), cast(y, DTYPE)
     if _INTERPRETED:
         x, y = x.to(tl.float32), y.to(tl.float32)
-        if DTYPE == tl.float32 and PRECISION == "tf32":  # 10 bits of mantissa, the rest dropped
+        if tl.float32 == DTYPE and PRECISION == "tf32":  # 10 bits of mantissa, the rest dropped
             x = (x.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
             y = (y.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
     return tl.dot(x, y, input_precision=PRECISION)

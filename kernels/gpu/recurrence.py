@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ostinato.kernels.gpu.recurrence_launch import Launch, padded
 from ostinato.kernels.gpu.mode import batch_invariant
 from ostinato.kernels.gpu.operands import dot_dtype, dot_precision, rows
 from ostinato.kernels.gpu.recurrence_gates import Gates
+from ostinato.kernels.gpu.recurrence_launch import Launch, padded
 from ostinato.kernels.gpu.recurrence_loop import loop_kernel
 from ostinato.kernels.gpu.recurrence_pairs import pairs_kernel
 from ostinato.kernels.gpu.recurrence_scan import scan_kernel

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ostinato.kernels.gpu.compile import CompileCase
-from ostinato.kernels.gpu.recurrence_launch import Launch
 from ostinato.kernels.gpu.recurrence import Call, launches
+from ostinato.kernels.gpu.recurrence_launch import Launch
 
 _TOKENS = {"step": 1, "scan": 1024}
 _SLOTS, _SEQUENCES = 64, 8

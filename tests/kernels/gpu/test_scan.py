@@ -3,11 +3,7 @@
 import pytest
 import torch
 
-from ostinato.kernels.gpu import mode
-from ostinato.kernels.gpu.recurrence import recurrence
-from ostinato.kernels.packed import Packed
-from tests.kernels.gpu.recurrence_forms import SIZES, SLOTS, errors, operands, places
-from tests.kernels.random_batches import relative_error, uniform
+from tests.kernels.gpu.recurrence_forms import SIZES, errors
 
 CHUNKED = [form for form in SIZES if form != "mamba"]
 
