@@ -33,15 +33,15 @@ def test_equals_attention_over_the_whole_history(seed: int) -> None:
 
 @pytest.mark.parametrize("invariant", [False, True])
 @pytest.mark.parametrize("window", [7, 64, 300, 700])
-def test_steps_of_many_slots(window: int, invariant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_of_many_slots(window: int, invariant: bool) -> None:
     """Windows of one and of several parts, none of them full, all full, and some parts with no key at all."""
-    monkeypatch.setattr(mode, "_enabled", invariant)
     generator = torch.Generator().manual_seed(window)
     shape = Shape(window, 10 if window == 64 else 2, 1, 16)
     pasts = [0, 1, window - 1, window, 2 * window + 5]
     calls = [Call(past, 1, i, (i, 7, -1)[i % 3]) for i, past in enumerate(pasts)]
     case = make_case(generator, shape, [*calls, Call(0, 1, -1, -1), Call(0, 1, -1, 6), Call(9, 0, 5, 5)])
-    found, *rings = case.run(window_attention)
+    with mode.set_to(invariant):
+        found, *rings = case.run(window_attention)
     assert relative_error(found, expected_output(case)) <= 1e-5
     assert all(same_bits(x, y) for x, y in zip(rings, expected_rings(case), strict=True))
 
@@ -60,23 +60,23 @@ def test_short_dtypes(q_dtype: torch.dtype | None, dtype: torch.dtype, length: i
 
 
 @pytest.mark.parametrize("split", [[1] * 9, [1, 2, 17, 10], [11, 19]])
-def test_any_split_gives_the_same_rows(split: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_split_gives_the_same_rows(split: list[int]) -> None:
     """Within rounding; the same bits where batch-invariance is asked for."""
     case = make_case(torch.Generator().manual_seed(0), Shape(6, 2, 1, 6), [Call(0, sum(split), -1, 0)])
     expected = expected_output(case)
     for invariant in (False, True):
-        monkeypatch.setattr(mode, "_enabled", invariant)
-        whole, *_ = case.run(window_attention)
-        rings, start, pieces = (case.keys.clone(), case.values.clone()), 0, []
-        for length in split:
-            batch, past = Packed.of([0 if start else -1], [length], dst=[0]), torch.tensor([start])
-            q, k, v = (x[start : start + length] for x in (case.q, case.k, case.v))
-            where = (past, batch.src, batch.dst, batch.starts, batch.longest)
-            pieces.append(window_attention(q, k, v, *rings, *where, case.scale))
-            start += length
-        assert relative_error(torch.cat(pieces), expected) <= 1e-5
-        if invariant:
-            assert torch.equal(torch.cat(pieces), whole)
+        with mode.set_to(invariant):
+            whole, *_ = case.run(window_attention)
+            rings, start, pieces = (case.keys.clone(), case.values.clone()), 0, []
+            for length in split:
+                batch, past = Packed.of([0 if start else -1], [length], dst=[0]), torch.tensor([start])
+                q, k, v = (x[start : start + length] for x in (case.q, case.k, case.v))
+                where = (past, batch.src, batch.dst, batch.starts, batch.longest)
+                pieces.append(window_attention(q, k, v, *rings, *where, case.scale))
+                start += length
+            assert relative_error(torch.cat(pieces), expected) <= 1e-5
+            if invariant:
+                assert torch.equal(torch.cat(pieces), whole)
 
 
 @pytest.mark.usefixtures("programs_run_backwards")
