@@ -42,7 +42,7 @@ def dot_dtype(*operands: Tensor) -> torch.dtype:
 
 def dot_precision(*operands: Tensor) -> str:
     """How fp32 tiles of these are multiplied: tf32 holds whatever fp16 and bf16 hold, fp32 needs all bits."""
-    return "tf32x3" if any(x.dtype == torch.float32 for x in operands) else "tf32"
+    return "ieee" if any(x.dtype == torch.float32 for x in operands) else "tf32"
 
 
 @triton.jit
@@ -97,24 +97,24 @@ def silu(x: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def cast(x: tl.tensor, DTYPE: tl.constexpr) -> tl.tensor:
+def cast(x: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
     """A tile in another precision, rounded to nearest."""
-    if _INTERPRETED and x.dtype == tl.float32 and tl.bfloat16 == DTYPE:
+    if _INTERPRETED and x.dtype == tl.float32 and dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
-    return x.to(DTYPE)
+    return x.to(dtype)
 
 
 @triton.jit
-def dot(x: tl.tensor, y: tl.tensor, DTYPE: tl.constexpr, PRECISION: tl.constexpr) -> tl.tensor:
-    """x y for tiles in fp32, rounded to DTYPE, accumulated in fp32."""
-    x, y = cast(x, DTYPE), cast(y, DTYPE)
+def dot(x: tl.tensor, y: tl.tensor, dtype: tl.constexpr, precision: tl.constexpr) -> tl.tensor:
+    """x y for tiles in fp32, rounded to dtype, accumulated in fp32."""
+    x, y = cast(x, dtype), cast(y, dtype)
     if _INTERPRETED:
         x, y = x.to(tl.float32), y.to(tl.float32)
-        if tl.float32 == DTYPE and PRECISION == "tf32":  # 10 bits of mantissa, the rest dropped
+        if dtype == tl.float32 and precision == "tf32":  # 10 bits of mantissa, the rest dropped
             x = (x.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
             y = (y.to(tl.int32, bitcast=True) & -0x2000).to(tl.float32, bitcast=True)
-    return tl.dot(x, y, input_precision=PRECISION)
+    return tl.dot(x, y, input_precision=precision)
 
 
 @triton.jit

@@ -21,7 +21,8 @@ from ostinato.kernels.gpu.recurrence_pairs import pairs_kernel
 from ostinato.kernels.gpu.recurrence_scan import scan_kernel
 
 LOOP_TOKENS = 16  # up to this length a chunk would be mostly padding
-_CHUNK_WARPS = 8
+_SCAN_WARPS = 8
+_STAGES = 1  # loads ahead of time would take the registers that the tiles need
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +125,7 @@ def launches(call: Call, y: Tensor) -> list[Launch]:
 
 
 def _loop(call: Call, y: Tensor) -> Launch:
-    block_keys = padded(call.keys)
-    block_values = min(padded(call.values), max(8, min(32, 2048 // block_keys)))
+    block_values, warps = _loop_shape(call)
     names = ("q", "k", "v", "log_decay", "step", "beta", "a", "b", "gate")
     arguments = {
         **{name: rows(getattr(call, name), call.heads) for name in names},
@@ -138,10 +138,10 @@ def _loop(call: Call, y: Tensor) -> Launch:
         "SKIP_WIDTH": _skip_width(call),
         "ROUND": batch_invariant(),
         "BLOCK_VALUES": block_values,
-        "BLOCK_KEYS": block_keys,
+        "BLOCK_KEYS": padded(call.keys),
     }
     grid = (triton.cdiv(call.values, block_values), call.heads, call.src.shape[0])
-    return Launch(loop_kernel, grid, arguments, max(1, min(4, block_values * block_keys // 512)), 1)
+    return Launch(loop_kernel, grid, arguments, warps, _STAGES)
 
 
 def _pairs(call: Call, pairs: Tensor) -> Launch:
@@ -157,11 +157,11 @@ def _pairs(call: Call, pairs: Tensor) -> Launch:
         **_dots(call, pairs),
     }
     chunks = triton.cdiv(call.longest, pairs.shape[-1])
-    return Launch(pairs_kernel, (chunks, call.heads, call.src.shape[0]), arguments, _CHUNK_WARPS, 1)
+    return Launch(pairs_kernel, (chunks, call.heads, call.src.shape[0]), arguments, _pairs_warps(call), _STAGES)
 
 
 def _scan(call: Call, pairs: Tensor, y: Tensor) -> Launch:
-    block_values = 32 if call.keys <= 256 else 16
+    block_values = _scan_values(call)
     arguments = {
         **{name: rows(getattr(call, name), call.heads) for name in ("q", "k", "v", "a", "b", "gate")},
         **{name: getattr(call, name) for name in ("state", "src", "dst", "starts")},
@@ -180,7 +180,7 @@ def _scan(call: Call, pairs: Tensor, y: Tensor) -> Launch:
         "BLOCK_VALUES": block_values,
     }
     grid = (triton.cdiv(call.values, block_values), call.heads, call.src.shape[0])
-    return Launch(scan_kernel, grid, arguments, _CHUNK_WARPS, 1)
+    return Launch(scan_kernel, grid, arguments, _SCAN_WARPS, _STAGES)
 
 
 def _sizes(call: Call) -> dict[str, Any]:
@@ -215,7 +215,33 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
+# Launch shapes keep tiles in registers: compiled for compute capability 8.0, 9.0 and 10.0, the kernels spill nothing at
+# the shapes of `recurrence_cases`.
+
+
+def _loop_shape(call: Call) -> tuple[int, int]:
+    """Values of a program that goes token by token, and its warps: 16 cells of the state for each thread."""
+    block_keys = padded(call.keys)
+    block_values = min(padded(call.values), max(8, min(32, 2048 // block_keys)))
+    return block_values, max(1, min(4, block_values * block_keys // 512))
+
+
+def _wide(call: Call) -> bool:
+    """Whether tiles are multiplied in fp32, which takes four times the registers of bf16."""
+    return dot_dtype(call.q, call.k, call.v) == torch.float32
+
+
 def _chunk(call: Call) -> int:
-    """Tokens of a chunk: as many as leave its tiles [chunk, keys] in registers, by how many of them a form holds."""
+    """Tokens of a chunk, by how many tiles [chunk, keys] a form holds at a time."""
     cells = 2048 if call.a is not None else 4096 if call.beta is not None else 8192
-    return max(16, min(64, cells // padded(call.keys)))
+    return max(16, min(64, cells // (4 if _wide(call) else 1) // padded(call.keys)))
+
+
+def _pairs_warps(call: Call) -> int:
+    return 8 if _chunk(call) * padded(call.keys) * (2 if call.vector_decay else 1) > 4096 else 4
+
+
+def _scan_values(call: Call) -> int:
+    """Values of a program that carries the state [values, keys]."""
+    more_tiles = call.vector_decay or call.beta is not None or call.a is not None
+    return 16 if _wide(call) or padded(call.keys) * (2 if more_tiles else 1) > 256 else 32

@@ -46,25 +46,25 @@ class Launch:
                 case.signature[parameter.name] = "constexpr"
                 case.constexprs[parameter.name] = value
                 continue
-            case.signature[parameter.name] = _typed(value, not parameter.do_not_specialize)
+            case.signature[parameter.name] = _typed(value)
             for path, leaf in _leaves(value, (index,)):
-                if _typed(leaf, not parameter.do_not_specialize) == "constexpr":
+                if _typed(leaf) == "constexpr":
                     case.constexprs[path] = leaf
-                elif not parameter.do_not_specialize and (isinstance(leaf, Tensor) or leaf % _ALIGNED == 0):
+                elif isinstance(leaf, Tensor) or leaf % _ALIGNED == 0:
                     case.attrs[path] = [["tt.divisibility", _ALIGNED]]
         return case
 
 
-def _typed(value: Any, specialize: bool) -> Any:
-    """Types by path, as a launch finds them: None, and a 1 that may be specialized on, are constants."""
+def _typed(value: Any) -> Any:
+    """Types by path, as a launch finds them: None and the number 1 are constants."""
     if isinstance(value, tuple):
-        parts = [_typed(part, specialize) for part in value]
+        parts = [_typed(part) for part in value]
         return type(value)(*parts)
     if isinstance(value, Tensor):
         return _POINTERS[value.dtype]
     if isinstance(value, float):
         return "fp32"
-    return "constexpr" if value is None or (value == 1 and specialize) else "i32"
+    return "constexpr" if value is None or value == 1 else "i32"
 
 
 def _leaves(value: Any, path: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Any]]:

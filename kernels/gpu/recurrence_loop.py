@@ -6,9 +6,9 @@ import triton.language as tl
 from ostinato.kernels.gpu.operands import Rows, cast, load_row, silu, softplus, state_mask, unit
 
 
-# The operands' alignment must not choose the layout of a tile: in batch-invariant mode the order in which a sum over
-# a tile is taken is to be the same for every batch.
-@triton.jit(do_not_specialize=["q", "k", "v", "log_decay", "step", "beta", "a", "b", "gate"])
+# In batch-invariant mode the order of every sum must not depend on the batch. It follows from the layout of the state's
+# tile, and so from the sizes: how operands are strided and aligned changes how they are loaded, nothing else.
+@triton.jit
 def loop_kernel(
     q: Rows,
     k: Rows,
@@ -89,10 +89,7 @@ def loop_kernel(
         memory += value[:, None] * key[None, :]
         if a is not None:
             memory += removed[:, None] * load_row(b, token, head, keys, in_keys)[None, :]
-        if bonus is not None:
-            read = before + value[:, None] * (key * bonuses)[None, :]
-        else:
-            read = memory
+        read = before + value[:, None] * (key * bonuses)[None, :] if bonus is not None else memory
         out = tl.sum(read * query[None, :], 1)
         if skip is not None:
             out += x * skips

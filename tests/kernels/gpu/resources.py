@@ -61,11 +61,15 @@ def exceeded(found: Figures, allowed: Figures) -> Iterator[str]:
 
 
 def main() -> None:
-    """Prints the figures, or writes the table."""
+    """Prints the figures or the kernels' names, or writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}")
+    parser.add_argument("--kernels", action="store_true", help="only list the kernels")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
+    if options.kernels:
+        print(json.dumps(sorted({case.kernel.__name__ for case in cases()})))
+        return
     text = json.dumps(measure(options.processes), indent=1, sort_keys=True) + "\n"
     if options.write:
         TABLE.write_text(text)

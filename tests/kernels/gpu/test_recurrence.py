@@ -32,7 +32,7 @@ def test_step_equals_reference(form: str, seed: int) -> None:
 
 @pytest.mark.parametrize("form", SIZES)
 def test_short_sequences_equal_reference(form: str) -> None:
-    y, state = errors(form, (3, 0, 1, LOOP_TOKENS, 0, 2), 2, torch.float32)
+    y, state = errors(form, (3, 0, 1, LOOP_TOKENS // 2, 0, 2), 2, torch.float32)
     assert y <= 1e-5
     assert state <= 1e-5
 
@@ -40,7 +40,7 @@ def test_short_sequences_equal_reference(form: str) -> None:
 @pytest.mark.parametrize("form", SIZES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_operands(form: str, dtype: torch.dtype) -> None:
-    y, state = errors(form, (2, 1, 0, 1, 5, 1), 3, dtype)
+    y, state = errors(form, (2, 1, 0, 1, 3, 0), 3, dtype)
     assert y <= 1e-2
     assert state <= 1e-2
 
@@ -53,7 +53,7 @@ def test_bf16_state(form: str) -> None:
 
 
 def test_long_sequences_of_a_matrix_decay() -> None:
-    y, state = errors("mamba", (70, 0, 1, 20, 3, 33), 5, torch.float32)
+    y, state = errors("mamba", (40, 0, 1, 17, 3, 0), 5, torch.float32)
     assert y <= 5e-5
     assert state <= 5e-5
 
@@ -81,32 +81,40 @@ def test_offsets_beyond_32_bits() -> None:
     assert torch.equal(state[slot], torch.full((1, keys, keys), 4.0).bfloat16())
 
 
-@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("form", ["mamba", "mamba2", "rwkv6", "gated-delta", "rwkv7"])
+@pytest.mark.parametrize(
+    ("form", "state_dtype"),
+    [
+        ("mamba", torch.bfloat16),
+        ("mamba2", torch.float32),
+        ("rwkv6", torch.float32),
+        ("gated-delta", torch.bfloat16),
+        ("rwkv7", torch.float32),
+    ],
+)
 @pytest.mark.usefixtures("batch_invariant")
 def test_batch_invariant_bits(form: str, state_dtype: torch.dtype) -> None:
     """Read at once, or in pieces between batch mates and from slot to slot: the same bits."""
     generator = torch.Generator().manual_seed(7)
     heads, values, keys = SIZES[form]
-    tokens, pieces = 23, (1, 4, 17, 1)
+    tokens, pieces = 21, (1, 2, 17, 1)
     given = operands(form, tokens, generator, torch.bfloat16)
     pool = uniform(generator, SLOTS, heads, values, keys).to(state_dtype)
     whole_pool, split_pool = pool.clone(), pool.clone()
     whole = recurrence(**given, state=whole_pool, **places(Packed.of([4], [tokens])))
     found, start = [], 0
     for turn, length in enumerate(pieces):
-        mates = operands(form, 5, generator, torch.bfloat16)
-        batch = Packed.of([8, 4 - turn, -1], [3, length, 2], dst=[8, 3 - turn, -1])
+        mates = operands(form, 2, generator, torch.bfloat16)
+        batch = Packed.of([8, 4 - turn, -1], [1, length, 1], dst=[8, 3 - turn, -1])
         both = {name: _between(x, start, length, mates[name]) for name, x in given.items() if name not in PARAMETERS}
         both |= {name: x for name, x in given.items() if name in PARAMETERS}
-        found.append(recurrence(**both, state=split_pool, **places(batch))[3 : 3 + length])
+        found.append(recurrence(**both, state=split_pool, **places(batch))[1 : 1 + length])
         start += length
     assert torch.equal(torch.cat(found), whole)
     assert torch.equal(split_pool[0], whole_pool[4])
 
 
 def _between(x: Tensor, start: int, length: int, mate: Tensor) -> Tensor:
-    return torch.cat([mate[:3], x[start : start + length], mate[3:]])
+    return torch.cat([mate[:1], x[start : start + length], mate[1:]])
 
 
 def _kernels(form: str, longest: int) -> list[str]:
