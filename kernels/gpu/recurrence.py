@@ -244,4 +244,4 @@ def _pairs_warps(call: Call) -> int:
 def _scan_values(call: Call) -> int:
     """Values of a program that carries the state [values, keys]."""
     more_tiles = call.vector_decay or call.beta is not None or call.a is not None
-    return 16 if _wide(call) or padded(call.keys) * (2 if more_tiles else 1) > 256 else 32
+    return 16 if _wide(call) or padded(call.keys) > (64 if more_tiles else 256) else 32
