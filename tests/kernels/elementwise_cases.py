@@ -14,15 +14,12 @@ from ostinato.kernels.diagonal import diagonal, diagonal_ref
 from ostinato.kernels.packed import Packed
 from ostinato.kernels.slstm import slstm, slstm_ref
 from ostinato.kernels.wkv4 import wkv4, wkv4_ref
-from tests.kernels.random_batches import relative_error, uniform
+from tests.kernels.random_batches import SLOTS, poisoned, relative_error, same_bits, spaced, uniform, unwritten, written
 
-SLOTS = 9
+NAMES = ("diagonal", "slstm", "wkv4")
 Operator = Callable[..., Tensor]
-OPERATORS: dict[str, tuple[Operator, Operator]] = {
-    "diagonal": (diagonal, diagonal_ref),
-    "wkv4": (wkv4, wkv4_ref),
-    "slstm": (slstm, slstm_ref),
-}
+PUBLIC: dict[str, Operator] = {"diagonal": diagonal, "slstm": slstm, "wkv4": wkv4}
+REFERENCES: dict[str, Operator] = {"diagonal": diagonal_ref, "slstm": slstm_ref, "wkv4": wkv4_ref}
 
 
 @dataclass(frozen=True)
@@ -36,17 +33,10 @@ class Inputs:
 
     def run(self, batch: Packed, state: Tensor) -> Tensor:
         """The operator as models call it, on `state`."""
-        return OPERATORS[self.name][0](*self.operands, *self.parameters, state, batch)
-
-    def run_by(self, implementation: Operator, batch: Packed, state: Tensor) -> Tensor:
-        """One implementation of it, on `state`."""
-        return implementation(*self.arguments(batch, state))
-
-    def reference(self, batch: Packed, state: Tensor) -> Tensor:
-        return self.run_by(OPERATORS[self.name][1], batch, state)
+        return PUBLIC[self.name](*self.operands, *self.parameters, state, batch)
 
     def arguments(self, batch: Packed, state: Tensor) -> tuple[object, ...]:
-        """Those of the registered operator."""
+        """Those of the registered operator, and so of every implementation."""
         return (*self.operands, *self.parameters, state, batch.src, batch.dst, batch.starts, batch.longest)
 
     def tokens(self, start: int, stop: int) -> "Inputs":
@@ -71,50 +61,47 @@ def inputs(
     `channels`: of a head where there are heads; mostly no power of two unless they are given.
     """
     channels = channels or int(torch.randint(1, 70, (), generator=generator))
-    if name == "diagonal":
-        log_decay = F.logsigmoid(spaced(generator, tokens, channels, scale=12.0)).to(dtype)
-        return Inputs(
-            name, (spaced(generator, tokens, channels).to(dtype), log_decay), (), uniform(generator, SLOTS, channels)
-        )
-    if name == "wkv4":
-        scale = (3.0, 100.0)[int(torch.randint(0, 2, (), generator=generator))]
-        operands = tuple(spaced(generator, tokens, channels, scale=high).to(dtype) for high in (scale, 1.0))
-        decay, bonus = -uniform(generator, channels, low=-9.0, high=3.0).exp(), uniform(generator, channels)
-        state = uniform(generator, SLOTS, 3, channels)
-        state[:, 1] += 2.0
-        return Inputs(name, operands, (decay, bonus), _with_empty_slots(state, generator))
-    heads, width = int(torch.randint(1, 4, (), generator=generator)), channels
+    operands, parameters, rows = {"diagonal": _diagonal, "slstm": _slstm, "wkv4": _wkv4}[name](
+        tokens, channels, generator
+    )
+    state = uniform(generator, SLOTS, *rows)
+    if name != "diagonal":
+        state[:, {"slstm": 2, "wkv4": 1}[name]] += 2.0  # the normaliser of a state that has read something
+        state[torch.rand(SLOTS, generator=generator) < 0.3] = 0.0
+    return Inputs(name, tuple(spaced(x.to(dtype)) for x in operands), parameters, state)
+
+
+Parts = tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[int, ...]]
+
+
+def _diagonal(tokens: int, channels: int, generator: torch.Generator) -> Parts:
+    x, gate = uniform(generator, tokens, channels), uniform(generator, tokens, channels, low=-12.0, high=12.0)
+    return (x, F.logsigmoid(gate)), (), (channels,)
+
+
+def _slstm(tokens: int, width: int, generator: torch.Generator) -> Parts:
+    heads = int(torch.randint(1, 4, (), generator=generator))
+    x = uniform(generator, tokens, 4, heads, width, low=-6.0, high=6.0)
     recurrent = uniform(generator, heads, 4, width, width) * 2.0 * width**-0.5
-    state = uniform(generator, SLOTS, 4, heads, width)
-    state[:, 2] += 2.0
-    x = spaced(generator, tokens, 4, heads, width, scale=6.0).to(dtype)
-    return Inputs(name, (x,), (recurrent, uniform(generator, 4, heads, width)), _with_empty_slots(state, generator))
+    return (x,), (recurrent, uniform(generator, 4, heads, width)), (4, heads, width)
 
 
-def spaced(generator: torch.Generator, tokens: int, *shape: int, scale: float = 1.0) -> Tensor:
-    """Tokens of `shape`, each contiguous, that are part of longer rows: a projection's output that is split."""
-    size = torch.Size(shape).numel()
-    return (uniform(generator, tokens, size + 3, low=-scale, high=scale))[:, 2 : size + 2].view(tokens, *shape)
+def _wkv4(tokens: int, channels: int, generator: torch.Generator) -> Parts:
+    scale = (3.0, 100.0)[int(torch.randint(0, 2, (), generator=generator))]
+    k, v = uniform(generator, tokens, channels, low=-scale, high=scale), uniform(generator, tokens, channels)
+    decay, bonus = -uniform(generator, channels, low=-9.0, high=3.0).exp(), uniform(generator, channels)
+    return (k, v), (decay, bonus), (3, channels)
 
 
-def _with_empty_slots(state: Tensor, generator: torch.Generator) -> Tensor:
-    state[torch.rand(SLOTS, generator=generator) < 0.3] = 0.0
-    return state
-
-
-def random_packed(generator: torch.Generator, longest: int) -> Packed:
-    """1 to 5 sequences of 0 to `longest` tokens, at least one; sources unordered and repeated, -1s on both sides."""
-    count = int(torch.randint(1, 6, (), generator=generator))
-    lengths = [
-        int(torch.randint(0, min(longest, (1, 4, longest)[i % 3]) + 1, (), generator=generator)) for i in range(count)
-    ]
-    lengths[0] = max(1, lengths[0])
-    order = torch.randperm(SLOTS, generator=generator).tolist()
-    own, shared = order[:count], order[-1]  # `shared` is nobody's destination
-    kinds = torch.randint(0, 5, (count,), generator=generator).tolist()
-    src = [(-1, shared, shared, slot, slot)[kind] for kind, slot in zip(kinds, own, strict=True)]
-    dst = [-1 if kind == 1 else slot for kind, slot in zip(kinds, own, strict=True)]
-    return Packed.of(src, lengths, dst=dst)
+def check(case: Inputs, batch: Packed, implementation: Operator) -> None:
+    """An implementation against the reference: outputs, states, and that it reads and writes nothing else."""
+    expected_state, found_state = case.state.clone(), poisoned(case.state, batch)
+    before = found_state.clone()
+    expected = REFERENCES[case.name](*case.arguments(batch, expected_state))
+    found = implementation(*case.arguments(batch, found_state))
+    assert relative_error(found, expected) <= 1e-5
+    assert state_error(found_state[written(batch)], expected_state[written(batch)]) <= 1e-5
+    assert same_bits(found_state[unwritten(batch)], before[unwritten(batch)])
 
 
 def state_error(found: Tensor, expected: Tensor) -> float:
@@ -122,12 +109,3 @@ def state_error(found: Tensor, expected: Tensor) -> float:
     if found.dim() == 2:
         return relative_error(found, expected)
     return max(relative_error(*rows) for rows in zip(found.unbind(1), expected.unbind(1), strict=True))
-
-
-def written(batch: Packed) -> list[int]:
-    return [slot for slot in batch.dst.tolist() if slot >= 0]
-
-
-def unused(batch: Packed) -> list[int]:
-    used = {*batch.src.tolist(), *batch.dst.tolist()}
-    return [slot for slot in range(SLOTS) if slot not in used]
