@@ -57,19 +57,23 @@ def _packed(weight: Tensor) -> Tensor:
             packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
             return packed
         case _:
-            return weight
+            return weight.contiguous()
 
 
 class Linear:
     """y = x W^T + bias, with the weight packed at construction.
 
-    weight: [out, in] in the dtype of the computation; bias: [out] or None.
+    weight: [out, in] in the dtype of the computation; bias: [out] or None. Raises ValueError: shapes that do not fit.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.dtype = weight.dtype
         self.outputs, self.inputs = weight.shape
-        self._bias = None if bias is None else bias.float()
+        if not weight.numel():
+            raise ValueError(f"linear: a weight {tuple(weight.shape)} has no elements")
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(f"linear: a bias {tuple(bias.shape)} does not fit a weight {tuple(weight.shape)}")
+        self._bias = None if bias is None else bias.float().contiguous()
         self._weight = _packed(weight)
         self.packed = self._weight is not weight
         self._linear = dispatch.operators(weight).linear.default
@@ -77,7 +81,9 @@ class Linear:
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x: [N, in] of any float dtype, rounded to the weight's; residual: [N, out] fp32, added to the result.
 
-        Returns [N, out] fp32.
+        Returns [N, out] fp32. Raises TypeError, ValueError: operands that do not fit.
         """
+        if x.shape[-1] != self.inputs:
+            raise ValueError(f"linear: a weight for {self.inputs} inputs does not fit {tuple(x.shape)}")
         y: Tensor = self._linear(x, self._weight, self._bias, residual, self.outputs)
         return y

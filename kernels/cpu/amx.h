@@ -152,6 +152,8 @@ inline at::Tensor pack_rows(const at::Tensor& x, int64_t depth) {
 inline void amx_product(const at::Tensor& x, const at::Tensor& weight, const float* bias, const float* residual,
                  at::Tensor& y) {
   const int64_t depth = weight.size(1), panels = weight.size(0), rows = x.size(0);
+  TORCH_CHECK_VALUE(blocks_of(x.size(1), kTileDepth) == depth && blocks_of(y.size(1), kPanel) == panels,
+                    "linear: x ", x.sizes(), " and y ", y.sizes(), " do not fit the weight");
   const at::Tensor packed = pack_rows(x, depth);
   const Product product{packed.const_data_ptr<c10::BFloat16>(), weight.const_data_ptr<c10::BFloat16>(), bias, residual,
                         y.mutable_data_ptr<float>(), rows, y.size(1), depth};

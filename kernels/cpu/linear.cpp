@@ -48,6 +48,7 @@ void library_product(at::Tensor (*multiply)(const at::Tensor&, const at::Tensor&
                      const at::Tensor& weight, const float* bias, const float* residual, at::Tensor& y) {
   const int64_t rows = y.size(0), outputs = y.size(1);
   const at::Tensor product = multiply(x, weight);
+  TORCH_CHECK_VALUE(product.size(1) == outputs, "linear: the weight has ", product.size(1), " outputs, not ", outputs);
   with_dtype(product.scalar_type(), [&](auto type) {
     const auto* from = product.const_data_ptr<decltype(type)>();
     float* to = y.mutable_data_ptr<float>();
@@ -59,17 +60,22 @@ void library_product(at::Tensor (*multiply)(const at::Tensor&, const at::Tensor&
 }
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, Optional bias, Optional residual, int64_t outputs) {
+  TORCH_CHECK_VALUE(x.dim() == 2, "linear: x must be [N, in], got ", x.sizes());
   at::Tensor y = at::empty({x.size(0), outputs}, x.options().dtype(at::kFloat));
+  TORCH_CHECK_VALUE(!bias || bias->numel() == outputs, "linear: ", outputs, " outputs need as many biases");
+  TORCH_CHECK_VALUE(!residual || residual->sizes() == y.sizes(), "linear: the residual must be ", y.sizes());
   if (!x.size(0)) return y;
   const at::Tensor rows = x.stride(1) == 1 ? x : x.contiguous();
-  const float* bias_ = bias ? bias->const_data_ptr<float>() : nullptr;
-  const float* residual_ = residual ? residual->const_data_ptr<float>() : nullptr;
+  const at::Tensor biases = bias ? bias->contiguous() : at::Tensor();
+  const at::Tensor terms = residual ? residual->contiguous() : at::Tensor();
+  const float* bias_ = bias ? biases.const_data_ptr<float>() : nullptr;
+  const float* residual_ = residual ? terms.const_data_ptr<float>() : nullptr;
   if (weight.is_mkldnn())
     library_product(call_onednn, onednn_rows(rows, weight.scalar_type()), weight, bias_, residual_, y);
   else if (weight.dim() == 5)
     amx_product(rows, weight, bias_, residual_, y);
   else
-    library_product(call_plain, rows.to(weight.scalar_type()), weight, bias_, residual_, y);
+    library_product(call_plain, rows.to(weight.scalar_type()).contiguous(), weight, bias_, residual_, y);
   return y;
 }
 

@@ -174,8 +174,9 @@ inline Vec scale_by_power(Vec p, Vec n) {
   // Adding 1.5 * 2^23 leaves n in the low bits.
   const Int exponent = at::vec::cast<int32_t>(n + Vec(12582912.f)) << Int(23);
   const Vec y = at::vec::cast<float>(at::vec::cast<int32_t>(p) + exponent);
-  const Vec large = Vec::blendv(y, Vec(std::numeric_limits<float>::infinity()), n > Vec(127.f));
-  return Vec::blendv(Vec::blendv(large, Vec(0.f), n < Vec(-126.f)), p, p.isnan());
+  const Vec power = Vec::blendv(n, n - Vec(1.f), p < Vec(1.f));  // of y, since p is between 1/2 and 2
+  const Vec large = Vec::blendv(y, Vec(std::numeric_limits<float>::infinity()), power > Vec(127.f));
+  return Vec::blendv(Vec::blendv(large, Vec(0.f), power < Vec(-126.f)), p, p.isnan());
 #endif
 }
 

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.usefixtures("poisoned_outputs")
 Function = Callable[[Tensor], Tensor]
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 LARGEST = torch.finfo(torch.float32).max
-# From here on units in the last place count: e^-x in x / (1 + e^-x) is infinite below -88.7, where silu is -2.6e-37.
-SMALLEST = {"silu": 3e-37}
+# From where on units in the last place count: below, sigmoid is 0, and silu is that times an x of at most 86.
+SMALLEST = {"sigmoid": 1e-37, "silu": 1e-35}
 
 
 def log_sigmoid_of_sixteenth(x: Tensor) -> Tensor:
