@@ -154,7 +154,7 @@ def test_operands_that_do_not_fit_are_refused() -> None:
     before, after = input_operands(2, 2, 3, first_layer=False), output_operands(2, 2, 3)
     for name, x in before.items():
         for changed in (x[..., :-1], torch.stack([x, x], dim=-1)[..., 0]):
-            with pytest.raises(ValueError, match="rwkv7_inputs: .* must be contiguous, of shape"):
+            with pytest.raises(ValueError, match=r"rwkv7_inputs: .* must be contiguous, of shape"):
                 call_inputs(rwkv7_inputs, before | {name: changed}, 2)
         with pytest.raises(TypeError, match=r"rwkv7_inputs: \w+ must be float32"):
             call_inputs(rwkv7_inputs, before | {name: x.bfloat16()}, 2)
@@ -165,7 +165,7 @@ def test_operands_that_do_not_fit_are_refused() -> None:
         call_inputs(rwkv7_inputs, before, 4)
     for name, x in after.items():
         for changed in (x[..., :-1], torch.stack([x, x], dim=-1)[..., 0]):
-            with pytest.raises(ValueError, match="rwkv7_output: .* must be contiguous, of shape"):
+            with pytest.raises(ValueError, match=r"rwkv7_output: .* must be contiguous, of shape"):
                 rwkv7_output(**(after | {name: changed}), eps=1e-5, dtype=torch.float32)
         with pytest.raises(TypeError, match=r"rwkv7_output: \w+ must be float32"):
             rwkv7_output(**(after | {name: x.half()}), eps=1e-5, dtype=torch.float32)
