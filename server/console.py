@@ -60,7 +60,8 @@ def show_capacity(service: Service, model_name: str) -> None:
     table.add_row("one state", f"{format_bytes(info.bytes_per_state)} in {info.state_dtype}, however long the text")
     table.add_row("slots", f"{info.slots} sequences at once")
     table.add_row("state memory", format_bytes(info.bytes_per_state * info.slots))
-    table.add_row("same bits in any batch", "yes" if info.batch_invariant else "no: --batch-invariant asks for them")
+    same = "the same bits in any batch" if info.batch_invariant else "other bits in other batches (--batch-invariant)"
+    table.add_row("answers", same)
     table.add_row("tokenizer", "none: token ids only" if service.tokenizer is None else "yes")
     stderr_console().print(table)
 

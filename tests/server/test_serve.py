@@ -88,6 +88,7 @@ def test_the_announced_request_works_when_pasted() -> None:
         table = "".join(server.output)
         assert "GLAForCausalLM" in table
         assert "slots" in table
+        assert "the same bits in any batch" in table
         assert httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"] == "gla"
         server.signal(signal.SIGTERM)
         assert server.wait() == 0

@@ -1,0 +1,105 @@
+"""Every architecture on the Triton kernels, in Triton's interpreter, in fp32.
+
+It is slow, and the back end is the whole process's, so one other process computes everything (`triton_run.py`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ostinato.models.checkpoint import open_checkpoint
+from ostinato.models.registry import load_model
+from tests.models.running import Reader, relative_error
+from tests.models.test_contract import CHECKPOINTS
+from tests.models.triton_run import golden_prompt, host_traffic
+
+ROOT = Path(__file__).parents[2]
+BOUND = 1e-4
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(
+        importlib.util.find_spec("triton") is None and "CI" not in os.environ,
+        reason="there is no Triton here: `pip install triton` (Linux) runs its kernels in its interpreter",
+    ),
+]
+each_architecture = pytest.mark.parametrize("architecture", sorted(CHECKPOINTS))
+
+
+class Found:
+    """The tensors that the other process wrote."""
+
+    def __init__(self, path: Path) -> None:
+        with safe_open(path, "pt") as file:
+            self.traffic: dict[str, str] = file.metadata()
+            self._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+
+    def of(self, architecture: str, run: str) -> dict[str, Tensor]:
+        prefix = f"{architecture}/{run}/"
+        return {name.removeprefix(prefix): x for name, x in self._tensors.items() if name.startswith(prefix)}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    path = tmp_path_factory.mktemp("triton") / "found.safetensors"
+    environment = os.environ | {"OSTINATO_KERNELS": "triton", "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-W", "error", "-m", "tests.models.triton_run", str(path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return Found(path)
+
+
+@each_architecture
+def test_logits_are_those_of_others_and_of_the_cpp(found: Found, architecture: str) -> None:
+    """A prompt in chunks and a step, among other sequences."""
+    prompt, golden = golden_prompt(architecture)
+    model = load_model(open_checkpoint(CHECKPOINTS[architecture]), dtype=torch.float32)
+    logits = found.of(architecture, "normal")["logits"]
+    assert relative_error(logits, golden) <= BOUND
+    assert relative_error(logits, Reader(model).read(prompt)) <= BOUND
+
+
+@each_architecture
+def test_batch_invariant_bits(found: Found, architecture: str) -> None:
+    """Read at once, or token by token and in chunks, alone and among others and padding: logits and state."""
+    whole, split = found.of(architecture, "whole"), found.of(architecture, "split")
+    assert whole.keys() == split.keys() > {"logits"}
+    for name, tensor in whole.items():
+        assert torch.equal(split[name], tensor), name
+    assert relative_error(whole["logits"], golden_prompt(architecture)[1]) <= BOUND
+
+
+@each_architecture
+def test_a_decode_step_can_be_captured(found: Found, architecture: str) -> None:
+    """Nothing in a model or in a launcher waits for the device, or copies from the host."""
+    assert json.loads(found.traffic[architecture]) == []
+
+
+@pytest.mark.parametrize(
+    "culprit",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.tolist(),
+        lambda x: bool(x.any()),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: torch.tensor([1, 2]),
+        lambda x: torch.arange(3).repeat_interleave(torch.arange(3)),
+        lambda x: int(x[0]),
+        lambda x: x.cpu(),
+    ],
+)
+def test_what_cannot_be_captured_is_noticed(culprit) -> None:  # type: ignore[no-untyped-def]  # lambdas of any result
+    with host_traffic() as noticed:
+        culprit(torch.ones(3))
+    assert noticed
