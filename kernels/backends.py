@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ostinato.kernels import native
-from ostinato.kernels.dispatch import product, supported_dtypes
+from ostinato.kernels.dispatch import VARIABLE, backend, product, supported_dtypes
 from ostinato.kernels.linear import Linear
 
 CPU = torch.device("cpu")
@@ -22,6 +22,7 @@ class CPUBackend:
     openmp: bool
     onednn: bool
     compiler: str | None
+    kernels: str  # the back end in use: native (C++), reference or triton
     kernel_cache: str
     library: str | None
     operators_missing: str | None
@@ -34,6 +35,8 @@ class CPUBackend:
         if self.operators_missing is not None:
             reason = self.operators_missing.splitlines()[0]  # a compiler has a lot to say
             found.append(f"the reference kernels run instead of the C++ operators: {reason}")
+        elif self.kernels != "native":
+            found.append(f"{VARIABLE} chooses {self.kernels} kernels, which are not bit-exact in every batch")
         found += [
             f"projections in {dtype} depend on the batch" + ("" if self.onednn else ": PyTorch is built without oneDNN")
             for dtype, exact in self.exact.items()
@@ -92,6 +95,7 @@ def _find_cpu() -> CPUBackend:
         openmp=torch.backends.openmp.is_available(),
         onednn=torch.backends.mkldnn.is_available(),
         compiler=native.compiler(),
+        kernels=backend("cpu"),
         kernel_cache=str(native.cache_folder()),
         library=None if missing else native.library_path().name,
         operators_missing=missing,

@@ -39,7 +39,7 @@ def test_without_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
 def backend(**changes: object) -> CPUBackend:
     found = {
         "instruction_set": "AVX2", "amx": False, "threads": 1, "openmp": True, "onednn": True, "compiler": None,
-        "kernel_cache": "", "library": "x.so", "operators_missing": None,
+        "kernels": "native", "kernel_cache": "", "library": "x.so", "operators_missing": None,
         "products": {"float32": "onednn"}, "exact": {"float32": True},
     }  # fmt: skip
     return CPUBackend(**{**found, **changes})
@@ -51,6 +51,11 @@ def test_a_product_that_depends_on_the_batch_is_a_problem() -> None:
     assert backend(exact=exact).problems() == ["projections in bfloat16 depend on the batch"]
     (problem,) = backend(exact={"float32": False}, onednn=False).problems()
     assert problem == "projections in float32 depend on the batch: PyTorch is built without oneDNN"
+
+
+def test_other_kernels_than_the_exact_ones_are_a_problem() -> None:
+    (problem,) = backend(kernels="reference").problems()
+    assert problem == "OSTINATO_KERNELS chooses reference kernels, which are not bit-exact in every batch"
 
 
 class SummedTwoWays:

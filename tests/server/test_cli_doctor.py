@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ostinato.kernels import native
+from ostinato.kernels.backends import CUDADevice
 from ostinato.kernels.roofline import Bandwidths
+from ostinato.server import gpu_report
+from ostinato.server.gpu_report import GPUReport
 from tests.server.test_cli import ostinato
 
 
@@ -52,3 +57,75 @@ def test_a_machine_that_does_not(options: list[str], monkeypatch: pytest.MonkeyP
         assert json.loads(result.stdout)["problems"] == [line.removeprefix("error: ")]
     else:
         assert "served exactly" not in result.stdout
+
+
+@pytest.mark.parametrize(("built", "reason"), [(None, "built without CUDA"), ("13.0", "no GPU is visible")])
+def test_without_a_gpu_there_is_nothing_to_check(
+    built: str | None, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = ostinato("doctor", "--gpu", "--output", tmp_path / "gpu.md")
+    assert result.exit_code == 1
+    assert not result.stdout
+    (line,) = filter(None, result.stderr.splitlines())
+    assert line.startswith("error: no GPU can be used: ")
+    assert reason in line
+    assert "nvidia-smi" in line
+    assert "https://pytorch.org" in line
+    assert not (tmp_path / "gpu.md").exists()
+
+
+def test_output_needs_a_gpu(tmp_path: Path) -> None:
+    result = ostinato("doctor", "--output", tmp_path / "gpu.md")
+    assert result.exit_code == 2
+    assert "--gpu" in result.stderr
+
+
+def finding(**changes: object) -> SimpleNamespace:
+    """Stands in for `ostinato.kernels.gpu.doctor.Finding`, which only Triton's tests can import."""
+    found = {"check": "steps = scan", "case": "conv, real", "dtype": "bfloat16", "error": 2e-6, "bound": 5e-5}
+    return SimpleNamespace(**{**found, "failure": None, "passed": True, **changes})
+
+
+REPORT = GPUReport(
+    devices=(CUDADevice("Card A", "9.0", 80 * 2**30),),
+    torch="2.99",
+    triton="3.99",
+    bandwidths=Bandwidths(read=2.9e12, copy=3e12),
+    findings=(finding(),),
+    timings=(
+        SimpleNamespace(case="conv", shape="step of 32", microseconds=12.34, bytes_per_second=2.4e12, fraction=0.8),
+    ),
+)
+
+
+def test_the_report_as_markdown() -> None:
+    text = REPORT.markdown()
+    assert "Card A, capability 9.0, 80.0 GiB; PyTorch 2.99; Triton 3.99." in text
+    assert "1 of 1 checks passed" in text
+    assert "| steps = scan | conv, real | bfloat16 | 2.0e-06 | 5e-05 | passed |" in text
+    assert "reads 2,900 GB/s and copies 3,000 GB/s" in text
+    assert "| conv | step of 32 | 12.3 | 2,400 | 80% |" in text
+
+
+@pytest.mark.parametrize("wrong", [{"error": 1.0}, {"error": None, "failure": "RuntimeError: a | b"}])
+def test_a_check_that_failed(wrong: dict[str, object]) -> None:
+    report = GPUReport(**{**vars(REPORT), "findings": (finding(), finding(**wrong, passed=False))})
+    assert "1 of 2 checks passed" in report.markdown()
+    (row,) = [line for line in report.markdown().splitlines() if "FAILED" in line]
+    assert row.count("|") == 7, "a bar in a message would end its cell"
+
+
+@pytest.mark.parametrize(("passed", "code"), [(True, 0), (False, 1)])
+def test_the_report_of_a_gpu_is_printed_and_written(
+    passed: bool, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    report = GPUReport(**{**vars(REPORT), "findings": (finding(passed=passed),)})
+    monkeypatch.setattr(gpu_report, "_why_impossible", lambda found: None)
+    monkeypatch.setattr(gpu_report, "examine_cuda", lambda found: report)
+    result = ostinato("doctor", "--gpu", "--output", tmp_path / "gpu.md")
+    assert result.exit_code == code
+    assert (tmp_path / "gpu.md").read_text() == report.markdown()
+    assert report.markdown() in result.stdout
+    assert ("error: 1 of 1 checks failed" in result.stderr) is not passed
