@@ -1,4 +1,4 @@
-"""Operators as PyTorch knows them: their schemas, what they update in place, and their outputs' shapes for compilers."""
+"""Operators as PyTorch knows them: schemas, what they update in place, shapes of their outputs for compilers."""
 
 from typing import Any
 
