@@ -11,19 +11,14 @@ from contextvars import ContextVar
 _enabled = ContextVar("batch_invariant", default=False)  # a thread's own: several engines may run side by side
 
 
-def set_batch_invariant(enabled: bool) -> None:
-    """Turns the mode on or off for the calling thread; a running forward pass is not affected halfway."""
-    _enabled.set(enabled)
-
-
 def batch_invariant() -> bool:
-    """Whether the mode is on."""
+    """Whether the mode is on. Launchers ask at every call."""
     return _enabled.get()
 
 
 @contextlib.contextmanager
 def set_to(enabled: bool) -> Iterator[None]:
-    """The mode, on or off for a while."""
+    """Turns the mode on or off, for the calling thread and as long as the context is open."""
     before = _enabled.set(enabled)
     try:
         yield

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ostinato.kernels.gpu.matmul import fixed_tile_linear, linear
-from ostinato.kernels.gpu.mode import batch_invariant, set_batch_invariant
+from ostinato.kernels.gpu.mode import batch_invariant, set_to
 from tests.kernels.random_batches import relative_error, uniform
 
 # Products of bf16 and fp16 are exact in fp32, so one bound serves all.
@@ -17,9 +17,8 @@ WIDE = (4099, 70, torch.float16)  # columns and inner size of a weight that has 
 
 @pytest.fixture
 def invariant() -> Iterator[None]:
-    set_batch_invariant(True)
-    yield
-    set_batch_invariant(False)
+    with set_to(True):
+        yield
 
 
 SIZES = ((1, 1, 1), (3, 70, 45), (65, 33, 128), (70, 40, 300))

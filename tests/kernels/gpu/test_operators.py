@@ -23,6 +23,10 @@ def test_a_launcher_takes_what_its_operator_is_given(name: str) -> None:
     assert [(p.name, p.kind is inspect.Parameter.KEYWORD_ONLY) for p in parameters] == expected
 
 
+def test_every_operator_has_a_launcher() -> None:
+    assert gpu.OPERATORS.keys() == dispatch._references.keys()
+
+
 def test_every_launcher_is_registered_for_cuda() -> None:
     dispatch.backend.cache_clear()
     dispatch.backend("cuda")

@@ -17,9 +17,8 @@ PARAMETERS = ("rate", "step_bias", "bonus", "skip", "normalize", "scale")
 
 @pytest.fixture
 def batch_invariant() -> Iterator[None]:
-    mode.set_batch_invariant(True)
-    yield
-    mode.set_batch_invariant(False)
+    with mode.set_to(True):
+        yield
 
 
 @pytest.mark.parametrize("form", SIZES)

@@ -58,8 +58,7 @@ def test_scan_equals_steps(form: str) -> None:
     stepped_state = state.clone()
     batch = Packed.of([0], [37])
     y = recurrence(**given, state=state, **places(batch))
-    mode.set_batch_invariant(True)
-    stepped = recurrence(**given, state=stepped_state, **places(batch))
-    mode.set_batch_invariant(False)
+    with mode.set_to(True):
+        stepped = recurrence(**given, state=stepped_state, **places(batch))
     assert relative_error(y, stepped) <= 5e-5
     assert relative_error(state, stepped_state) <= 5e-5
