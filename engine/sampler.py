@@ -74,7 +74,7 @@ def penalized(row: Tensor, sequence: Sequence) -> Tensor:
     """
     params = sequence.params
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor([*sequence.prompt_ids, *sequence.output_counts], dtype=torch.long)
+        seen = torch.tensor([*sequence.prompt_ids.union(sequence.output_counts)], dtype=torch.long)
         value, factor = row[seen], params.repetition_penalty
         row = row.index_copy(0, seen, torch.where(value > 0, value / factor, value * factor))
     if (params.presence_penalty or params.frequency_penalty) and sequence.output_counts:
@@ -97,7 +97,8 @@ def choose(row: Tensor, sequence: Sequence) -> int:
     probabilities = torch.softmax((row.double() - row.max().double()) / params.temperature, dim=0)
     ids, kept = truncated(probabilities, params)
     cumulative = kept.cumsum(0)
-    draw = uniform(sequence.seed, sequence.index, len(sequence.output)) * float(cumulative[-1])
+    index, position = sequence.index + sequence.resumed.index, sequence.num_generated
+    draw = uniform(sequence.seed, index, position) * float(cumulative[-1])
     position = int(torch.searchsorted(cumulative, draw, right=True))
     return int(ids[min(position, len(ids) - 1)])
 
@@ -160,12 +161,17 @@ def token_logprobs(row: Tensor, token_id: int, count: int) -> TokenLogprobs:
 
 
 def score_prompt(rows: Tensor, chunk: Chunk) -> tuple[TokenLogprobs | None, ...]:
-    """Scores of the prompt tokens that a chunk's logits predict; None for the first token of a prompt.
+    """Scores of the prompt tokens that a chunk's logits predict; None for the first token of a text.
 
-    rows: [length, V]; row i was computed from the prompt up to and including token num_read + i.
+    rows: [length, V]; row i was computed from the log up to and including token num_read + i.
     """
-    prompt, start = chunk.sequence.prompt, chunk.sequence.num_read
-    count = chunk.sequence.params.prompt_logprobs or 0
+    sequence = chunk.sequence
+    start, prompt = sequence.num_read - sequence.base, sequence.prompt
+    count = sequence.params.prompt_logprobs or 0
     predicted = prompt[start + 1 : start + 1 + chunk.length]
     scores = [token_logprobs(row, token_id, count) for row, token_id in zip(rows, predicted, strict=False)]
-    return (None, *scores) if start == 0 else tuple(scores)
+    if sequence.num_read == 0:
+        return (None, *scores)
+    if sequence.origin is None or sequence.origin.logits is None:
+        return tuple(scores)
+    return (token_logprobs(sequence.origin.logits, prompt[start], count), *scores)  # the state predicted the first one

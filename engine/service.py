@@ -19,7 +19,7 @@ from collections.abc import Sequence as Items
 from math import ceil
 from typing import TYPE_CHECKING
 
-from ostinato.engine.admission import make_sequences
+from ostinato.engine.admission import FRESH, Continuation, make_sequences
 from ostinato.engine.errors import EngineStoppedError, QueueFullError, RequestError
 from ostinato.engine.event_stream import EventStream
 from ostinato.engine.info import EngineStats, ModelInfo
@@ -82,6 +82,7 @@ class Service:
         *,
         n: int = 1,
         priority: int = 0,
+        states: Continuation = FRESH,
     ) -> EventStream:
         """Queues n sequences for every prompt; must be called on an event loop.
 
@@ -104,6 +105,7 @@ class Service:
             priority=priority,
             vocab_size=self.info.vocab_size,
             tokenizer=self.tokenizer,
+            states=states,
         )
         if any(sequence.id in self._streams for sequence in sequences):
             raise ValueError(f"a request with the id {request_id!r} is still in progress")
@@ -215,7 +217,7 @@ class Service:
         events = self._engine.step()
         self._steps += 1
         self._step_seconds += time.monotonic() - start
-        self._post([event for event in events if event.token_ids or event.prompt_logprobs or event.finish_reason])
+        self._post([event for event in events if event.says_something])
 
     def _add(self, sequences: list[Sequence]) -> None:
         self._engine.add(sequences)
