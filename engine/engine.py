@@ -54,6 +54,7 @@ class Engine:
         self._runner = runner
         self._sampler = sampler
         self._eos_token_ids = eos_token_ids
+        self.tokens_read = 0  # since the start
 
     @property
     def has_work(self) -> bool:
@@ -110,6 +111,7 @@ class Engine:
     def _commit(self, plan: StepPlan, logits: StepLogits, sampled: list[Sampled]) -> list[TokenEvent]:
         events = []
         for i, (chunk, result) in enumerate(zip(plan.chunks, sampled, strict=True)):
+            self.tokens_read += chunk.length
             chunk.sequence.num_read += chunk.length
             chunk.sequence.origin = None
             event = self._advance(chunk, result, logits.last(i))

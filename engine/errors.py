@@ -8,6 +8,12 @@
     │   └── TextNeedsTokenizerError  a text prompt, but the model was loaded without a tokenizer
     ├── CapacityError            the state pool or the weights do not fit into the memory given
     ├── QueueFullError           the waiting queue is at its bound; says when to come back
+    ├── SnapshotError            a stored state cannot be gone on from here
+    │   ├── SnapshotFormatError    no snapshot, a truncated or altered one, or one whose header lies
+    │   ├── SnapshotValueError     it holds numbers that no model computes from: NaN or infinite
+    │   ├── OtherModelError        it belongs to another model: other weights or another configuration
+    │   ├── OtherTokenizerError    it was made with another tokenizer
+    │   └── OtherDTypeError        it was computed in another dtype
     ├── EngineStoppedError       the engine is draining or has stopped
     └── StepError                an engine step failed for this request
 
@@ -22,8 +28,14 @@ __all__ = [
     "CheckpointError",
     "EngineStoppedError",
     "OstinatoError",
+    "OtherDTypeError",
+    "OtherModelError",
+    "OtherTokenizerError",
     "QueueFullError",
     "RequestError",
+    "SnapshotError",
+    "SnapshotFormatError",
+    "SnapshotValueError",
     "StepError",
     "TextNeedsTokenizerError",
     "TokenizerError",
@@ -65,3 +77,27 @@ class EngineStoppedError(OstinatoError):
 
 class StepError(OstinatoError):
     """The engine step that this request was part of raised."""
+
+
+class SnapshotError(OstinatoError):
+    """A stored state cannot be gone on from here. Nothing was loaded."""
+
+
+class SnapshotFormatError(SnapshotError):
+    """The data is no snapshot, or was truncated or altered, or says of itself what is not so."""
+
+
+class SnapshotValueError(SnapshotError):
+    """The snapshot's state or logits hold NaN or infinite numbers."""
+
+
+class OtherModelError(SnapshotError):
+    """The snapshot was made by a model with other weights or another configuration."""
+
+
+class OtherTokenizerError(SnapshotError):
+    """The snapshot was made with another tokenizer, so its token ids mean other texts."""
+
+
+class OtherDTypeError(SnapshotError):
+    """The snapshot was computed in another dtype, so going on from it would not be exact."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,6 +72,11 @@ class HfTokenizer:
     @property
     def eos_token_id(self) -> int | None:
         return self._eos_token_id
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 in hex of the `tokenizer.json` that this amounts to."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     @property
     def chat_template(self) -> str | None:

@@ -220,14 +220,14 @@ def _end_of_answer(sequence: Sequence, event: TokenEvent) -> tuple[tuple[int, ..
 
 
 def _snapshot(sequence: Sequence, state: State, log: tuple[int, ...], generation: Generation) -> Snapshot:
-    keep = sequence.keep
+    keep, answers = sequence.keep, generation.tokens > 0  # a prompt has the same state, whatever was to follow it
     assert keep is not None  # nobody else's state is stored
     return Snapshot(
         state=state,
         log=TokenLog.of(log, keep.before, private=keep.private),
         generation=generation,
         parent=keep.parent,
-        params=sequence.params,
-        seed=sequence.seed,
+        params=sequence.params if answers else None,
+        seed=sequence.seed if answers else None,
         open_turn=keep.open_turn,
     )

@@ -52,6 +52,10 @@ class Tokenizer(Protocol):
         """What the tokenizer's files say; `resolve_eos` decides."""
 
     @property
+    def fingerprint(self) -> str:
+        """SHA-256 in hex of what maps text to ids."""
+
+    @property
     def chat_template(self) -> str | None:
         """Jinja text of the checkpoint's own template; None: the default form is in force."""
 

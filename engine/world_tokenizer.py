@@ -8,6 +8,8 @@ in the file.
 from __future__ import annotations
 
 import ast
+import functools
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,6 +52,12 @@ class WorldTokenizer:
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return self._vocab_size
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 in hex of the vocabulary, and of the name that stands for 0 in a text."""
+        facts = repr((sorted(self._tokens.items()), self._end_mark))
+        return hashlib.sha256(facts.encode()).hexdigest()
 
     @property
     def chat_template(self) -> str | None:

@@ -142,6 +142,11 @@ class Checkpoint:
         self._consume(name)
         return tensor
 
+    def peek(self, name: str) -> torch.Tensor:
+        """A tensor as `take` gives it, of whatever dtype and shape, without consuming it. Raises CheckpointError."""
+        self._info(name)
+        return self._file_of[name].load(name)
+
     def drop(self, *names: str) -> None:
         """Consumes tensors unread, for those that a format declares obsolete. Absent ones are fine."""
         for name in names:
