@@ -30,6 +30,7 @@ class Continuation:
     parent: str | None = None
     keep: Keep | None = None
     scope: str | None = None
+    checkpoints: frozenset[int] = frozenset()
 
 
 FRESH = Continuation()
@@ -93,9 +94,10 @@ def _sequence(
         text=None if tokenizer is None else TextStream(tokenizer, params.stop, params.include_stop),
         scope=states.scope,
         keep=states.keep,
+        stops=set(states.checkpoints),
     )
     if sequence.keep is not None:
-        encode = None if tokenizer is None else partial(tokenizer.encode, add_special_tokens=False)
+        encode = None if tokenizer is None else partial(tokenizer.encode, add_special_tokens=False, continues=True)
         sequence.keep = replace(sequence.keep, parent=states.parent, encode=encode)
     return sequence if states.start is None else _from_snapshot(sequence, states.start)
 

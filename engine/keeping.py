@@ -160,17 +160,15 @@ class Keeper:
                 sequence.stops.add(match.branch)
         elif sequence.origin is None:
             sequence.reuse = Reuse.SCORED if caches else Reuse.OFF
-        origin, keep = sequence.origin, sequence.keep
+        origin = sequence.origin
         sequence.began = 0 if origin is None else origin.num_read
         self.stats.reuse[sequence.reuse] += 1
         self.stats.reused_tokens += sequence.began
-        if keep is not None:
-            sequence.stops |= keep.checkpoints
         if origin is not None and origin.num_read == sequence.prompt_end:
             release_followers(sequence, origin)
         elif caches or sequence.followers:
             sequence.stops.add(sequence.prompt_end)
-        if sequence.params.max_tokens == 0 and keep is not None:
+        if sequence.params.max_tokens == 0 and sequence.keep is not None:
             sequence.stops.add(sequence.prompt_end)  # where it ends as well
 
     def _may_cache(self, sequence: Sequence) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
@@ -29,6 +30,11 @@ class Fingerprint(_Strict):
     tokenizer: Hash | None
     dtype: str
     state_dtype: str
+
+    @property
+    def digest(self) -> str:
+        """All of it in one word."""
+        return "fp_" + hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:32]
 
 
 class GenerationHeader(_Strict):

@@ -63,8 +63,9 @@ class WorldTokenizer:
     def chat_template(self) -> str | None:
         return self._config.template_source
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of `text`. This vocabulary has no beginning token, so `add_special_tokens` changes nothing.
+    def encode(self, text: str, *, add_special_tokens: bool = True, continues: bool = False) -> list[int]:
+        """Ids of `text`. This vocabulary has no beginning token and puts no space before a text, so the options change
+        nothing.
 
         Raises:
             RequestError: the text is not Unicode, or no token covers one of its bytes.

@@ -6,6 +6,8 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
+from ostinato.engine.types import Reuse
+
 T = TypeVar("T")
 
 
@@ -18,16 +20,41 @@ FinishReason = Literal["stop", "length"]
 
 
 class CachedTokens(BaseModel):
-    cached_tokens: int = 0  # prompts are read anew for every request
+    """cached_tokens: that did not have to be read again. cache_reason: how the (first) prompt began, see `Reuse`."""
+
+    cached_tokens: int = 0
+    cache_reason: Reuse = Reuse.OFF
 
 
 class Usage(BaseModel):
-    """Tokens of one request. Each prompt counts once, however many choices continue it."""
+    """Tokens of one request. prompt_tokens: all that the answer stands on, those of a state included.
+
+    Each prompt counts once, however many choices continue it.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens = Field(default_factory=CachedTokens)
+
+
+class StateReply(BaseModel):
+    """A stored state, as an answer names it. bytes: of its file. pending: text that is held back and not shown yet."""
+
+    id: str
+    parent: str | None
+    tokens: int
+    bytes: int
+    expires: float | None = None
+    pending: Optional[str] = None
+    mark: Optional[str] = None
+
+
+class KeptStates(BaseModel):
+    """What an answer says of the states that it left behind; `checkpoints` in order."""
+
+    state: Optional[StateReply] = None
+    checkpoints: Optional[list[StateReply]] = None
 
 
 class LegacyLogprobs(BaseModel):
@@ -39,7 +66,7 @@ class LegacyLogprobs(BaseModel):
     text_offset: list[int]
 
 
-class CompletionChoice(BaseModel):
+class CompletionChoice(KeptStates):
     """One choice, or in a stream what one step added to it."""
 
     index: int
@@ -52,7 +79,7 @@ class CompletionChoice(BaseModel):
     prompt_logprobs: Optional[LegacyLogprobs] = None
 
 
-class Completion(BaseModel):
+class Completion(KeptStates):
     """Answer of /v1/completions, and each event of its stream."""
 
     id: str
@@ -90,7 +117,7 @@ class ChatDelta(BaseModel):
     content: Optional[str] = None
 
 
-class ChatExtras(BaseModel):
+class ChatExtras(KeptStates):
     """What a chat choice and a piece of one have in common."""
 
     index: int
@@ -109,7 +136,7 @@ class ChatChunkChoice(ChatExtras):
     delta: ChatDelta
 
 
-class ChatCompletion(BaseModel):
+class ChatCompletion(KeptStates):
     """Answer of /v1/chat/completions."""
 
     id: str
@@ -121,7 +148,7 @@ class ChatCompletion(BaseModel):
     usage: Usage
 
 
-class ChatCompletionChunk(BaseModel):
+class ChatCompletionChunk(KeptStates):
     """One event of the stream of /v1/chat/completions."""
 
     id: str
@@ -155,6 +182,46 @@ class ModelCard(BaseModel):
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+class StateCard(BaseModel):
+    """A stored state. Times in seconds since 1970; `mark` names the checkpoint that it is, if it is one."""
+
+    id: str
+    object: Literal["state"] = "state"
+    content: str
+    parent: str | None
+    tokens: int
+    bytes: int
+    created: float
+    used: float
+    expires: float | None
+    labels: list[str]
+    pinned: bool
+    model: str
+    mark: str | None
+    lossy: bool
+
+
+class StateList(BaseModel):
+    """One page, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[StateCard]
+    has_more: bool = False
+
+
+class CreatedState(StateCard):
+    """Answer of the routes that read tokens to make a state."""
+
+    usage: Usage
+    checkpoints: Optional[list[StateReply]] = None
+
+
+class Deleted(BaseModel):
+    id: str
+    object: Literal["state"] = "state"
+    deleted: Literal[True] = True
 
 
 class TokenizeReply(BaseModel):
