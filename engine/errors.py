@@ -15,7 +15,13 @@
     │   ├── OtherTokenizerError    it was made with another tokenizer
     │   └── OtherDTypeError        it was computed in another dtype
     ├── EngineStoppedError       the engine is draining or has stopped
-    └── StepError                an engine step failed for this request
+    ├── StepError                an engine step failed for this request
+    └── StateStoreError          the state store cannot do what was asked
+        ├── StateIdError           not an id
+        ├── StateNotFoundError     no such state of this owner
+        ├── StateDamagedError      the stored bytes are not the ones that were stored
+        ├── StoreFullError         does not fit into a tier's budget
+        └── StoreUnavailableError  a tier cannot be read or written
 
 `server/errors.py` maps each type to an HTTP status in one table. `CheckpointError` and `UnsupportedModelError` are
 defined in `ostinato.models.errors`, because imports go one way, and are re-exported here so that there is one tree.
@@ -36,7 +42,13 @@ __all__ = [
     "SnapshotError",
     "SnapshotFormatError",
     "SnapshotValueError",
+    "StateDamagedError",
+    "StateIdError",
+    "StateNotFoundError",
+    "StateStoreError",
     "StepError",
+    "StoreFullError",
+    "StoreUnavailableError",
     "TextNeedsTokenizerError",
     "TokenizerError",
     "UnsupportedModelError",
@@ -101,3 +113,27 @@ class OtherTokenizerError(SnapshotError):
 
 class OtherDTypeError(SnapshotError):
     """The snapshot was computed in another dtype, so going on from it would not be exact."""
+
+
+class StateStoreError(OstinatoError):
+    """The state store cannot do what was asked of it."""
+
+
+class StateIdError(StateStoreError):
+    """What was given as an id is none: an id is `st_` and 64 lower-case hexadecimal digits."""
+
+
+class StateNotFoundError(StateStoreError):
+    """This owner has no state with this id: it never existed, has expired, was evicted or deleted, or is another's."""
+
+
+class StateDamagedError(StateStoreError):
+    """A state's bytes are not the ones that were stored. They were moved aside and are never served."""
+
+
+class StoreFullError(StateStoreError):
+    """A state does not fit into a tier's budget, even if everything that may be evicted were. Nothing was evicted."""
+
+
+class StoreUnavailableError(StateStoreError):
+    """A tier cannot be read or written: disk full, read-only, connection refused. Names the tier and a remedy."""
