@@ -132,7 +132,7 @@ class ChoiceWriter:
 
     def _echo(self) -> str:
         """The prompt as the client wrote it, or as its token ids read."""
-        prompt = self.request.prompt
+        prompt = self.request.prompt or ""
         given = prompt if isinstance(prompt, str) else prompt[self.prompt_index]
         return given if isinstance(given, str) else self.context.tokenizer_for("echo").decode(self.prompt)
 

@@ -88,6 +88,10 @@ class Context:
 
     async def encode_prompts(self, request: CompletionRequest) -> list[tuple[int, ...]]:
         """Token ids of each prompt of a completion request. Raises what `encode` does."""
+        if request.prompt is None:
+            if request.state is None:
+                raise RequestError("prompt: Field required, unless a state is named.", "prompt")
+            return [()]
         prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         if texts:

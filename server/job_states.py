@@ -54,8 +54,8 @@ class JobStates:
     """See the module. Belongs to one request.
 
     start, parent: what it goes on from, and its id. storing: how the state at the end is stored; None: it is not.
-    checkpoints: lengths of its prompt at which the state is to be kept, with their names. marks, ends: what was stored of
-    each choice: at checkpoints, in order, and at its end.
+    checkpoints: lengths of its prompt at which the state is to be kept, with their names. marks, ends: what was stored
+    of each choice: at checkpoints, in order, and at its end.
     """
 
     owner: str
@@ -111,7 +111,7 @@ class JobStates:
         return reply_of(record, snapshot)
 
     def reply(self, index: int) -> dict[str, Any]:
-        """The fields of `KeptStates` for a choice that has ended."""
+        """The fields `state` and `checkpoints` of an answer, for a choice that has ended."""
         return {"state": self.ends.get(index), "checkpoints": self.marks.get(index)}
 
 

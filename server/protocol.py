@@ -119,7 +119,7 @@ class GenerationRequest(WireModel):
 class CompletionRequest(GenerationRequest):
     """Body of POST /v1/completions."""
 
-    prompt: Prompt = ""
+    prompt: Prompt | None = None  # may be left out where a state is named
     checkpoints: Checkpoints = Field(default_factory=list)
     best_of: int | None = None
     echo: bool = False

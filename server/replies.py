@@ -39,7 +39,10 @@ class Usage(BaseModel):
 
 
 class StateReply(BaseModel):
-    """A stored state, as an answer names it. bytes: of its file. pending: text that is held back and not shown yet."""
+    """A stored state, as an answer names it: `state` is the one at its end, `checkpoints` are those on the way.
+
+    bytes: of its file. pending: text that is held back and not shown yet.
+    """
 
     id: str
     parent: str | None
@@ -48,13 +51,6 @@ class StateReply(BaseModel):
     expires: float | None = None
     pending: Optional[str] = None
     mark: Optional[str] = None
-
-
-class KeptStates(BaseModel):
-    """What an answer says of the states that it left behind; `checkpoints` in order."""
-
-    state: Optional[StateReply] = None
-    checkpoints: Optional[list[StateReply]] = None
 
 
 class LegacyLogprobs(BaseModel):
@@ -66,7 +62,7 @@ class LegacyLogprobs(BaseModel):
     text_offset: list[int]
 
 
-class CompletionChoice(KeptStates):
+class CompletionChoice(BaseModel):
     """One choice, or in a stream what one step added to it."""
 
     index: int
@@ -77,9 +73,11 @@ class CompletionChoice(KeptStates):
     token_ids: Optional[list[int]] = None
     prompt_token_ids: Optional[list[int]] = None
     prompt_logprobs: Optional[LegacyLogprobs] = None
+    state: Optional[StateReply] = None
+    checkpoints: Optional[list[StateReply]] = None
 
 
-class Completion(KeptStates):
+class Completion(BaseModel):
     """Answer of /v1/completions, and each event of its stream."""
 
     id: str
@@ -89,6 +87,8 @@ class Completion(KeptStates):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Optional[Usage] = None
+    state: Optional[StateReply] = None
+    checkpoints: Optional[list[StateReply]] = None
 
 
 class TopLogprob(BaseModel):
@@ -117,7 +117,7 @@ class ChatDelta(BaseModel):
     content: Optional[str] = None
 
 
-class ChatExtras(KeptStates):
+class ChatExtras(BaseModel):
     """What a chat choice and a piece of one have in common."""
 
     index: int
@@ -126,6 +126,8 @@ class ChatExtras(KeptStates):
     stop_reason: Optional[str | int] = None
     token_ids: Optional[list[int]] = None
     prompt_token_ids: Optional[list[int]] = None
+    state: Optional[StateReply] = None
+    checkpoints: Optional[list[StateReply]] = None
 
 
 class ChatChoice(ChatExtras):
@@ -136,7 +138,7 @@ class ChatChunkChoice(ChatExtras):
     delta: ChatDelta
 
 
-class ChatCompletion(KeptStates):
+class ChatCompletion(BaseModel):
     """Answer of /v1/chat/completions."""
 
     id: str
@@ -146,9 +148,11 @@ class ChatCompletion(KeptStates):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    state: Optional[StateReply] = None
+    checkpoints: Optional[list[StateReply]] = None
 
 
-class ChatCompletionChunk(KeptStates):
+class ChatCompletionChunk(BaseModel):
     """One event of the stream of /v1/chat/completions."""
 
     id: str
@@ -158,6 +162,8 @@ class ChatCompletionChunk(KeptStates):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Optional[Usage] = None
+    state: Optional[StateReply] = None
+    checkpoints: Optional[list[StateReply]] = None
 
 
 class ModelCard(BaseModel):

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 
 from ostinato.engine.errors import RequestError
 from ostinato.engine.states import States, Storing
-from ostinato.engine.store import StateRecord
+from ostinato.engine.store import KEEP, StateRecord
 from ostinato.engine.types import SamplingParams
 from ostinato.server.context import Context
 from ostinato.server.generation import Job, collect
@@ -42,7 +42,7 @@ def states_router(context: Context) -> APIRouter:
             lossy=body.lossy,
         )
         states = await job_states(
-            _states(context), request, state=body.state, storing=storing, caches=body.cache_prompt
+            states_of(context), request, state=body.state, storing=storing, caches=body.cache_prompt
         )
         prompt = await _encode(context, body, states)
         job = Job("state", [prompt], READ_ONLY, 1, body.priority, started, states)
@@ -56,7 +56,7 @@ def states_router(context: Context) -> APIRouter:
         after: str | None = None,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 20,
     ) -> StateList:
-        store = _states(context).store
+        store = states_of(context).store
         found = await asyncio.to_thread(
             store.page, owner_of(request), label=label, parent=parent, after=after, limit=limit + 1
         )
@@ -64,37 +64,42 @@ def states_router(context: Context) -> APIRouter:
 
     @router.get("/v1/states/{state_id}")
     async def get_state(state_id: str, request: Request) -> StateCard:
-        return card(await asyncio.to_thread(_states(context).store.record, owner_of(request), state_id))
+        return card(await asyncio.to_thread(states_of(context).store.record, owner_of(request), state_id))
 
     @router.post("/v1/states/{state_id}")
     async def update_state(state_id: str, body: UpdateStateRequest, request: Request) -> StateCard:
-        changes: dict[str, object] = {"labels": body.labels, "pinned": body.pinned}
-        if body.ttl is not None:
-            changes["expires"] = expires_in(body.ttl or None)
-        store = _states(context).store
-        return card(await asyncio.to_thread(store.update, owner_of(request), state_id, **changes))
+        store = states_of(context).store
+        record = await asyncio.to_thread(
+            store.update,
+            owner_of(request),
+            state_id,
+            labels=body.labels,
+            pinned=body.pinned,
+            expires=KEEP if body.ttl is None else expires_in(body.ttl or None),
+        )
+        return card(record)
 
     @router.delete("/v1/states/{state_id}")
     async def delete_state(state_id: str, request: Request) -> Deleted:
-        await asyncio.to_thread(_states(context).store.delete, owner_of(request), state_id)
+        await asyncio.to_thread(states_of(context).store.delete, owner_of(request), state_id)
         return Deleted(id=state_id)
 
     @router.get("/v1/states/{state_id}/tree")
     async def get_tree(
         state_id: str, request: Request, limit: Annotated[int, Query(ge=1, le=MAX_TREE)] = MAX_PAGE
     ) -> StateList:
-        found = await asyncio.to_thread(_states(context).tree, owner_of(request), state_id, limit + 1)
+        found = await asyncio.to_thread(states_of(context).tree, owner_of(request), state_id, limit + 1)
         return StateList(data=[card(record) for record in found[:limit]], has_more=len(found) > limit)
 
     @router.post("/v1/states/{state_id}/fork", status_code=201)
     async def fork_state(state_id: str, body: ForkRequest, request: Request) -> StateList:
-        made = await asyncio.to_thread(_fork, _states(context), owner_of(request), state_id, body)
+        made = await asyncio.to_thread(_fork, states_of(context), owner_of(request), state_id, body)
         return StateList(data=[card(record) for record in made])
 
     @router.post("/v1/states/{state_id}/rewind", status_code=201)
     async def rewind_state(state_id: str, body: RewindRequest, request: Request) -> CreatedState:
         started = time.perf_counter()
-        states, owner = _states(context), owner_of(request)
+        states, owner = states_of(context), owner_of(request)
         length = await asyncio.to_thread(_length_after, states, owner, state_id, body)
         plan = await asyncio.to_thread(states.rewind, owner, state_id, length)
         job = JobStates(
@@ -119,7 +124,7 @@ def card(record: StateRecord) -> StateCard:
     return StateCard(**{**fields, "labels": list(record.labels)})
 
 
-def _states(context: Context) -> States:
+def states_of(context: Context) -> States:
     """Raises RequestError: this server keeps no states."""
     if context.states is None:
         raise RequestError("this server keeps no states; start it with --state-store FOLDER")
@@ -155,7 +160,7 @@ async def _created(context: Context, job: Job) -> CreatedState:
     """Runs a job that only reads."""
     await collect(context, job, lambda event: event.index)
     end = job.states.ends[0]
-    record = await asyncio.to_thread(_states(context).store.record, job.states.owner, end.id)
+    record = await asyncio.to_thread(states_of(context).store.record, job.states.owner, end.id)
     return CreatedState(**card(record).model_dump(), usage=job.usage(), checkpoints=job.states.marks.get(0))
 
 
