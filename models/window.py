@@ -3,7 +3,6 @@
 So is the number of tokens that a sequence has read, from which its positions follow: a state is complete by itself.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from ostinato.kernels.attention import window_attention
 from ostinato.kernels.linear import Linear
 from ostinato.kernels.packed import Packed, read_slots
 from ostinato.models.base import StateTensor, StateTensors
+from ostinato.models.config import ConfigReader
 from ostinato.models.layers import RMSNorm
 
 _DIGIT_BITS, _DIGITS = 9, 4  # positions up to 2^36: at a thousand tokens a second, two years of reading
@@ -58,9 +58,13 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the tokens of one forward pass are. past: [B] int64, tokens read before; turn: as `Rotary.at` gives it."""
+    """Where the tokens of one forward pass are in their sequences.
+
+    past: [B] int64, how many tokens were read before; positions: [T] int64, from 0 on; turn: as `Rotary.at` gives it.
+    """
 
     past: Tensor
+    positions: Tensor
     turn: Tensor | None
 
 
@@ -74,11 +78,10 @@ def advance(pool: StateTensors, batch: Packed, tokens: int, rotary: Rotary | Non
     written = batch.dst.clamp(min=0).long()
     change = past + batch.starts.diff() - position[written]
     position.index_add_(0, written, torch.where(batch.dst >= 0, change, 0))  # padding adds nothing to slot 0
-    if rotary is None:
-        return Places(past, None)
     order = torch.arange(tokens, dtype=torch.int32, device=past.device)
     sequence = torch.searchsorted(batch.starts[1:], order, right=True)
-    return Places(past, rotary.at(order + (past - batch.starts[:-1])[sequence]))
+    positions = order + (past - batch.starts[:-1])[sequence]
+    return Places(past, positions, None if rotary is None else rotary.at(positions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +100,11 @@ class WindowSizes:
 
     def state(self, layers: int, dtype: torch.dtype) -> tuple[StateTensor, ...]:
         """What `layers` such layers add to a StateSpec. dtype: of keys and values, that of the computation."""
+        position = StateTensor("position", 1, (), torch.int64)
+        if not layers:
+            return (position,)
         ring = (self.window, self.kv_heads, self.head)
-        return (
-            StateTensor("window_keys", layers, ring, dtype),
-            StateTensor("window_values", layers, ring, dtype),
-            StateTensor("position", 1, (), torch.int64),
-        )
+        return (*(StateTensor(f"window_{each}", layers, ring, dtype) for each in ("keys", "values")), position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,15 @@ def head_norm(queries: Tensor, keys: Tensor, sizes: WindowSizes, eps: float) -> 
     return RMSNorm(torch.cat(weights), eps)
 
 
-def layer_indices(chosen: Sequence[int]) -> dict[int, int]:
-    """Layer -> its place among the chosen ones: the index of its memory in a StateTensor that only these have."""
-    return {layer: place for place, layer in enumerate(sorted(chosen))}
+def read_rotary(config: ConfigReader, head: int, *, base: float, part: float = 1.0) -> tuple[int, float]:
+    """Width and base of a Rotary for heads of `head` elements, from transformers' keys of either generation.
+
+    base, part: what they are where `rope_theta` and `partial_rotary_factor` are absent. Raises as ConfigReader.
+    """
+    config.only("rope_scaling", None)
+    newer = config.section("rope_parameters")
+    newer.only("rope_type", "default")
+    of_base, of_part = (newer if newer.has(key) else config for key in ("rope_theta", "partial_rotary_factor"))
+    width = of_part.fraction_of(head, "partial_rotary_factor", part)
+    of_part.divide("partial_rotary_factor", width, 2)
+    return width, of_base.positive("rope_theta", base)

@@ -19,10 +19,12 @@ from ostinato.models.registry import ARCHITECTURES, load_model
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CHECKPOINTS = {
-    "GLAForCausalLM": GOLDENS / "gla",
+    "GLAForCausalLM": GOLDENS / "gla_swa",  # layers of both kinds
     "Mamba2ForCausalLM": GOLDENS / "mamba2_codestral_like",
     "MambaForCausalLM": GOLDENS / "mamba_hf",
     "RWKV7ForCausalLM": GOLDENS / "rwkv7_fla",
+    "RecurrentGemmaForCausalLM": GOLDENS / "recurrent_gemma",
+    "SambaForCausalLM": GOLDENS / "samba",
     "mamba2_ssm": GOLDENS / "mamba2_orig",
     "mamba_ssm": GOLDENS / "mamba_orig",
     "rwkv7_pth": GOLDENS / "rwkv7_pth" / "rwkv7-g1-tiny-ctx4096.pth",
