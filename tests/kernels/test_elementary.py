@@ -85,7 +85,7 @@ def test_limits_and_nan(name: str, x: list[float], expected: list[float]) -> Non
 
 
 def test_sqrt_is_rounded_correctly_and_zero_below_zero() -> None:
-    x = torch.cat([every_bf16().clamp(min=0), uniform(torch.Generator().manual_seed(0), 100_003, high=1e6).abs()])
+    x = torch.cat([every_bf16().abs(), uniform(torch.Generator().manual_seed(0), 100_003, high=1e6).abs()])
     assert same_bits(rows.sqrt(x), x.double().sqrt().float())
     assert same_bits(rows.sqrt(x.flip(0)[1:]), x.double().sqrt().float().flip(0)[1:])
     found = rows.sqrt(torch.tensor([-INF, -1e30, -1e-30, 0.0, 4.0, INF, NAN]))
