@@ -1,7 +1,7 @@
 """Typed reading of a checkpoint's config.json, with errors that name the file and the key."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +65,34 @@ class ConfigReader:
             raise self._error(key, "true or false", value)
         return value
 
+    def words(self, key: str, default: Sequence[str], served: Sequence[str]) -> tuple[str, ...]:
+        """A list of at least one word, each of them one of `served`. Raises CheckpointError."""
+        value = self._get(key, list(default))
+        if not isinstance(value, list) or not value or any(word not in served for word in value):
+            raise self._error(key, f"a list of {' and '.join(repr(word) for word in served)}", value)
+        return tuple(value)
+
+    def indices(self, key: str, below: int) -> tuple[int, ...]:
+        """A list of different integers from 0 to `below` - 1, in order. Raises CheckpointError."""
+        value = self._get(key, None)
+        if not isinstance(value, list) or not all(type(index) is int and 0 <= index < below for index in value):
+            raise self._error(key, f"a list of integers from 0 to {below - 1}", value)
+        return tuple(sorted(set(value)))
+
     def section(self, key: str) -> "ConfigReader":
         """A nested object; empty when absent. Raises CheckpointError."""
         value = self._get(key, {})
         if not isinstance(value, dict):
             raise self._error(key, "an object", value)
         return ConfigReader(value, self._source)
+
+    def sections(self, key: str) -> "list[ConfigReader]":
+        """A nested object, or a list of such; empty when absent. Raises CheckpointError."""
+        value = self._values.get(key) or []
+        found = value if isinstance(value, list) else [value]
+        if not all(isinstance(each, dict) for each in found):
+            raise self._error(key, "an object or a list of objects", value)
+        return [ConfigReader(each, self._source) for each in found]
 
     def fraction_of(self, whole: int, key: str, default: float, *, parts: int = 1) -> int:
         """`whole` times a number, over `parts`, rounded down to a positive integer. Raises CheckpointError."""

@@ -1,6 +1,5 @@
 """Gated Linear Attention (Yang et al. 2023), in the flash-linear-attention layout."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,9 @@ from ostinato.kernels.recurrence import recurrence
 from ostinato.models.base import StateSpec, StateTensor, StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
+from ostinato.models.fla import WindowLayers, mlp_size, read_attention, read_window_layers
 from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
+from ostinato.models.window import Places, Rotary, WindowAttention, advance
 
 GATE_RANK = 16  # fixed in the published layers, as is the next
 GATE_NORMALIZER = 16
@@ -35,6 +36,19 @@ class GLAConfig:
     gate_minimum: float | None
     output_gate: bool
     tied: bool
+    window: WindowLayers | None
+
+    @property
+    def attending(self) -> tuple[int, ...]:
+        """The layers that attend over a sliding window instead."""
+        return self.window.layers if self.window else ()
+
+    def state(self, dtype: torch.dtype) -> StateSpec:
+        """See `GLA`. dtype: of the computation."""
+        recurrent = self.layers - len(self.attending)
+        shape = (self.heads, self.value, self.key)
+        tensors = (StateTensor("recurrent", recurrent, shape, torch.float32),) if recurrent else ()
+        return StateSpec(tensors + (self.window.sizes.state(len(self.attending), dtype) if self.window else ()))
 
 
 def read_config(checkpoint: Checkpoint) -> GLAConfig:
@@ -45,36 +59,30 @@ def read_config(checkpoint: Checkpoint) -> GLAConfig:
         ("feature_map", None),
         ("use_short_conv", False),
         ("elementwise_affine", True),
-        ("attn", None),
         ("use_gv", False),
         ("gate_logit_normalizer", GATE_NORMALIZER),
         ("attnres_block_size", None),
     ):
         config.only(key, *served)
     hidden, heads = config.integer("hidden_size", 2048), config.integer("num_heads", 4)
+    layers = config.integer("num_hidden_layers", 24)
     kv_heads = config.integer("num_kv_heads", heads)
     config.divide("num_kv_heads", heads, kv_heads)
     return GLAConfig(
-        layers=config.integer("num_hidden_layers", 24),
+        layers=layers,
         hidden=hidden,
         heads=heads,
         kv_heads=kv_heads,
         key=config.divide("num_heads", config.exact_fraction_of(hidden, "expand_k", 0.5), heads),
         value=config.divide("num_heads", config.exact_fraction_of(hidden, "expand_v", 1.0), heads),
-        mlp=_mlp_size(config, hidden),
+        mlp=config.integer("intermediate_size") if config.has("intermediate_size") else mlp_size(config, hidden),
         vocab_size=config.integer("vocab_size", 32000),
         norm_eps=config.positive("norm_eps", 1e-6),
         gate_minimum=config.optional_number("clamp_min"),
         output_gate=config.flag("use_output_gate", True),
         tied=config.flag("tie_word_embeddings", False),
+        window=read_window_layers(checkpoint, layers, hidden),
     )
-
-
-def _mlp_size(config: ConfigReader, hidden: int) -> int:
-    """Where it is not given: two thirds of `hidden_ratio` times the hidden size, up to a multiple of 256."""
-    if config.has("intermediate_size"):
-        return config.integer("intermediate_size")
-    return 256 * math.ceil(config.fraction_of(2 * hidden, "hidden_ratio", 4, parts=3) / 256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,31 +145,48 @@ def _read_mixer(read: WeightReader, name: str, c: GLAConfig) -> GLAMixer:
 
 @dataclass(frozen=True, slots=True)
 class GLABlock:
-    """One layer: the mixer and the MLP, each behind a norm and with a residual connection."""
+    """One layer: the mixer and the MLP, each behind a norm and with a residual connection. index: among its kind."""
 
+    index: int
     mixer_norm: RMSNorm
-    mixer: GLAMixer
+    mixer: GLAMixer | WindowAttention
     mlp_norm: RMSNorm
     mlp: GatedMLP
 
-    def __call__(self, x: Tensor, batch: Packed, state: Tensor, dtype: torch.dtype) -> Tensor:
-        """x: [T, hidden] fp32; state as in `GLAMixer`; dtype: of the norms' outputs. Returns [T, hidden] fp32."""
-        x = self.mixer(self.mixer_norm(x, dtype), batch, state, x)
+    def __call__(
+        self, x: Tensor, batch: Packed, places: Places | None, pool: StateTensors, dtype: torch.dtype
+    ) -> Tensor:
+        """x: [T, hidden] fp32; places: for a layer that attends; pool: the model's; dtype: of the norms' outputs.
+
+        Returns [T, hidden] fp32.
+        """
+        u, i = self.mixer_norm(x, dtype), self.index
+        if isinstance(self.mixer, GLAMixer):
+            x = self.mixer(u, batch, pool["recurrent"][i], x)
+        else:
+            assert places is not None
+            x = self.mixer(u, batch, places, pool["window_keys"][i], pool["window_values"][i], x)
         return self.mlp(self.mlp_norm(x, dtype), x)
 
 
-def _read_block(read: WeightReader, name: str, c: GLAConfig) -> GLABlock:
+def _read_block(read: WeightReader, layer: int, c: GLAConfig) -> GLABlock:
+    name, before = f"model.layers.{layer}", sum(other < layer for other in c.attending)
+    attends = layer in c.attending
     gate_up = [(f"{name}.mlp.{part}_proj.weight", c.mlp) for part in ("gate", "up")]
     return GLABlock(
+        index=before if attends else layer - before,
         mixer_norm=RMSNorm(read.tensor(f"{name}.attn_norm.weight", c.hidden), c.norm_eps),
-        mixer=_read_mixer(read, f"{name}.attn", c),
+        mixer=read_attention(read, f"{name}.attn", c.window, c.hidden)
+        if c.window and attends
+        else _read_mixer(read, f"{name}.attn", c),
         mlp_norm=RMSNorm(read.tensor(f"{name}.mlp_norm.weight", c.hidden), c.norm_eps),
         mlp=GatedMLP(read.joined(gate_up, c.hidden), read.linear(f"{name}.mlp.down_proj.weight", c.hidden, c.mlp)),
     )
 
 
 class GLA:
-    """See `ostinato.models.base.Model`. State per layer: `recurrent` [heads, value, key] fp32."""
+    """See `ostinato.models.base.Model`. State per layer: `recurrent` [heads, value, key] fp32, or the ring of its
+    window where it attends, and then `position`."""
 
     family = "GLA"
 
@@ -169,9 +194,10 @@ class GLA:
         c, read = config, WeightReader(checkpoint, device, dtype)
         self.architecture = checkpoint.architecture
         self.vocab_size, self.dtype = c.vocab_size, dtype
-        self.state_spec = StateSpec((StateTensor("recurrent", c.layers, (c.heads, c.value, c.key), torch.float32),))
+        self.state_spec = c.state(dtype)
+        self._rotary = Rotary(c.window.sizes.head, c.window.rope_base, device) if c.window else None
         self._embedding = Embedding(read.matrix("model.embeddings.weight", c.vocab_size, c.hidden))
-        self._blocks = [_read_block(read, f"model.layers.{i}", c) for i in range(c.layers)]
+        self._blocks = [_read_block(read, i, c) for i in range(c.layers)]
         self._norm = RMSNorm(read.tensor("model.norm.weight", c.hidden), c.norm_eps)
         self._head = read.head("lm_head.weight", c.vocab_size, c.hidden, self._embedding, c.tied)
         self.weight_bytes = read.num_bytes
@@ -179,9 +205,10 @@ class GLA:
 
     def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
         """See `Model.forward`."""
+        places = advance(pool, batch, tokens.shape[0], self._rotary) if self._rotary else None
         x = self._embedding(tokens)
-        for i, block in enumerate(self._blocks):
-            x = block(x, batch, pool["recurrent"][i], self.dtype)
+        for block in self._blocks:
+            x = block(x, batch, places, pool, self.dtype)
         return self._norm(x, self.dtype)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ ARCHITECTURES = {
     "Mamba2ForCausalLM": "mamba2:load_hf",
     "MambaForCausalLM": "mamba:load_hf",
     "RWKV7ForCausalLM": "rwkv7:load",
+    "RecurrentGemmaForCausalLM": "recurrent_gemma:load",
+    "SambaForCausalLM": "samba:load",
     "mamba2_ssm": "mamba2:load_original",
     "mamba_ssm": "mamba:load_original",
     "rwkv7_pth": "rwkv7_pth:load",

@@ -18,6 +18,9 @@ PATHS = {
     "rwkv7_fla": FOLDER / "rwkv7_fla",
     "rwkv7_pth": FOLDER / "rwkv7_pth" / "rwkv7-g1-tiny-ctx4096.pth",
     "gla": FOLDER / "gla",
+    "gla_swa": FOLDER / "gla_swa",
+    "recurrent_gemma": FOLDER / "recurrent_gemma",
+    "samba": FOLDER / "samba",
 }
 PER_GROUP = "pergroup."
 

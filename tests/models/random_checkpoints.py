@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.models import checkpoints, weights
 from tests.models.checkpoints import RandomCheckpoint
+from tests.models.random_hybrids import gla_window, recurrent_gemma, samba
 from tests.models.random_mamba import mamba2_fla, mamba2_hf, mamba2_orig, mamba_hf, mamba_orig
 
 Config = dict[str, Any]
@@ -125,6 +126,9 @@ TINY: dict[str, Writer] = {
     "mamba2_orig": mamba2_orig,
     "mamba2_fla": mamba2_fla,
     "gla": gla,
+    "gla_window": gla_window,
+    "recurrent_gemma": recurrent_gemma,
     "rwkv7_fla": rwkv7_fla,
     "rwkv7_pth": rwkv7_pth,
+    "samba": samba,
 }

@@ -28,6 +28,9 @@ BF16_ERROR = {
     "rwkv7_fla": 0.020,
     "rwkv7_pth": 0.020,
     "gla": 0.020,
+    "gla_swa": 0.016,
+    "recurrent_gemma": 0.011,
+    "samba": 0.030,
 }
 
 PACKED = product(torch.empty(0)) != "plain"

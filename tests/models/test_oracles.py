@@ -50,6 +50,9 @@ Record = Callable[[str, object], None]
         ("fla_models", "rwkv7_fla"),
         ("fla_models", "gla"),
         ("fla_naive", "gla"),
+        ("fla_models", "gla_swa"),
+        ("fla_models", "samba"),
+        ("recurrent_gemma", "recurrent_gemma"),
     ],
 )
 def test_oracle_reproduces_the_golden_logits(name: str, golden: str, oracle: Oracles) -> None:

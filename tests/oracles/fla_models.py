@@ -1,4 +1,4 @@
-"""GLA, Mamba-2 and RWKV-7 by flash-linear-attention's own models, Triton kernels in Triton's interpreter, fp32."""
+"""GLA, Mamba-2, RWKV-7 and Samba by flash-linear-attention's own models, in Triton's interpreter, fp32."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ import torch
 os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
 import triton.runtime.autotuner
+
+from tests.oracles import flash_attention
+
+flash_attention.install()
 
 
 def seconds(
@@ -25,7 +29,7 @@ def seconds(
 
 triton.runtime.autotuner.Autotuner._bench = seconds
 
-from fla.models import GLAForCausalLM, Mamba2ForCausalLM, RWKV7ForCausalLM  # noqa: E402  (after the two switches)
+from fla.models import GLAForCausalLM, Mamba2ForCausalLM, RWKV7ForCausalLM, SambaForCausalLM  # noqa: E402  (after the two switches)
 from fla.models.utils import Cache  # noqa: E402
 
 from tests.oracles.worker import Forward, serve  # noqa: E402
@@ -34,6 +38,7 @@ CLASSES = {
     "GLAForCausalLM": GLAForCausalLM,
     "Mamba2ForCausalLM": Mamba2ForCausalLM,
     "RWKV7ForCausalLM": RWKV7ForCausalLM,
+    "SambaForCausalLM": SambaForCausalLM,
 }
 # From 64 tokens on, the models choose chunked kernels, which the interpreter cannot run.
 MAX_TOKENS = 48
@@ -47,7 +52,10 @@ def load(folder: Path) -> Forward:
     problems = {name: found for name, found in info.items() if found}
     assert not problems, f"fla did not load all of it: {problems}"
     model.eval()
-    if architecture == "Mamba2ForCausalLM":  # plain torch, which reads any length, but continues with one token only
+    if architecture in (
+        "Mamba2ForCausalLM",
+        "SambaForCausalLM",
+    ):  # plain torch, which reads any length, but continues with one token only
         return lambda ids: model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
 
     def forward(ids: list[int]) -> torch.Tensor:
