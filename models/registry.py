@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 # Architecture (HF's name, or the layout's where a format has none) -> "module:function", imported when first needed.
 ARCHITECTURES = {
+    "DeltaNetForCausalLM": "delta_net:load",
     "GLAForCausalLM": "gla:load",
+    "GatedDeltaNetForCausalLM": "gated_deltanet:load",
+    "HGRN2ForCausalLM": "hgrn2:load",
+    "HGRNForCausalLM": "hgrn:load",
+    "KDAForCausalLM": "kda:load",
     "Mamba2ForCausalLM": "mamba2:load_hf",
     "MambaForCausalLM": "mamba:load_hf",
     "RWKV7ForCausalLM": "rwkv7:load",

@@ -18,6 +18,12 @@ PATHS = {
     "rwkv7_fla": FOLDER / "rwkv7_fla",
     "rwkv7_pth": FOLDER / "rwkv7_pth" / "rwkv7-g1-tiny-ctx4096.pth",
     "gla": FOLDER / "gla",
+    "hgrn": FOLDER / "hgrn",
+    "hgrn2": FOLDER / "hgrn2",
+    "delta_net": FOLDER / "delta_net",
+    "delta_net_negeig": FOLDER / "delta_net_negeig",
+    "gated_deltanet": FOLDER / "gated_deltanet",
+    "kda": FOLDER / "kda",
 }
 PER_GROUP = "pergroup."
 

@@ -19,7 +19,12 @@ from ostinato.models.registry import ARCHITECTURES, load_model
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CHECKPOINTS = {
+    "DeltaNetForCausalLM": GOLDENS / "delta_net",
     "GLAForCausalLM": GOLDENS / "gla",
+    "GatedDeltaNetForCausalLM": GOLDENS / "gated_deltanet",
+    "HGRN2ForCausalLM": GOLDENS / "hgrn2",
+    "HGRNForCausalLM": GOLDENS / "hgrn",
+    "KDAForCausalLM": GOLDENS / "kda",
     "Mamba2ForCausalLM": GOLDENS / "mamba2_codestral_like",
     "MambaForCausalLM": GOLDENS / "mamba_hf",
     "RWKV7ForCausalLM": GOLDENS / "rwkv7_fla",

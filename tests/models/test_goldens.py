@@ -28,6 +28,12 @@ BF16_ERROR = {
     "rwkv7_fla": 0.020,
     "rwkv7_pth": 0.020,
     "gla": 0.020,
+    "hgrn": 0.014,
+    "hgrn2": 0.009,
+    "delta_net": 0.024,
+    "delta_net_negeig": 0.035,
+    "gated_deltanet": 0.025,
+    "kda": 0.026,
 }
 
 PACKED = product(torch.empty(0)) != "plain"
