@@ -7,12 +7,12 @@ from torch import Tensor
 
 from ostinato.kernels import rows
 from ostinato.kernels.linear import Linear
-from ostinato.kernels.packed import Packed
 from ostinato.kernels.recurrence import recurrence
-from ostinato.models.base import StateTensor, StateTensors
+from ostinato.models.base import StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
-from ostinato.models.fla import FLAModel, Shell, ShortConvolution, read_convolution, read_shell
+from ostinato.models.fla import Family, FLAModel, Shell, read_shell
+from ostinato.models.fla_mixers import Reading, ShortConvolution, read_convolution
 from ostinato.models.layers import RMSNorm, WeightReader
 
 
@@ -70,18 +70,18 @@ class DeltaNetMixer:
     norm: RMSNorm
     output: Linear
 
-    def __call__(self, u: Tensor, batch: Packed, state: StateTensors, residual: Tensor) -> Tensor:
+    def __call__(self, u: Tensor, reading: Reading, state: StateTensors, residual: Tensor) -> Tensor:
         """See `Mixer`."""
         c = self.config
         keys, values = c.heads * c.key, c.heads * c.value
         mixed, beta, swish = self.inputs(u).split([c.channels, c.heads, values * c.output_gate], dim=-1)
-        q, k, v = self.convolution(mixed, batch, state["conv"]).split([keys, keys, values], dim=-1)
+        q, k, v = self.convolution(mixed, reading.batch, state["conv"]).split([keys, keys, values], dim=-1)
         o = recurrence(
             q.unflatten(-1, (c.heads, c.key)),
             k.unflatten(-1, (c.heads, c.key)),
             v.unflatten(-1, (c.heads, c.value)),
             state["recurrent"],
-            batch,
+            reading.batch,
             beta=c.largest_beta * rows.sigmoid(beta),
             normalize=True,
             scale=c.key**-0.5,
@@ -110,10 +110,9 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> FL
     State per layer: `recurrent` [heads, value, key] fp32 and the `conv` tail [width - 1, channels].
     """
     c, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
-    state = (
-        StateTensor("recurrent", c.shell.layers, (c.heads, c.value, c.key), torch.float32),
-        StateTensor("conv", c.shell.layers, (c.conv_width - 1, c.channels), dtype),
-    )
-    return FLAModel(
-        "DeltaNet", checkpoint.architecture, read, c.shell, state, lambda name, _: _read_mixer(read, name, c)
-    )
+    state = {
+        "recurrent": ((c.heads, c.value, c.key), torch.float32),
+        "conv": ((c.conv_width - 1, c.channels), dtype),
+    }
+    family = Family("DeltaNet", c.shell, state, lambda name, _: _read_mixer(read, name, c))
+    return FLAModel(checkpoint.architecture, family, read)

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from ostinato.kernels import rows
 from ostinato.kernels.linear import Linear
-from ostinato.kernels.packed import Packed
 from ostinato.kernels.recurrence import recurrence
-from ostinato.models.base import StateTensor, StateTensors
+from ostinato.models.base import StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
-from ostinato.models.fla import FLAModel, Shell, ShortConvolution, read_convolution, read_shell
+from ostinato.models.fla import Family, FLAModel, Shell, read_shell
+from ostinato.models.fla_mixers import Reading, ShortConvolution, read_convolution, sigmoid_gated
 from ostinato.models.layers import RMSNorm, WeightReader
 
 
@@ -76,20 +76,20 @@ class GatedDeltaNetMixer:
     norm: RMSNorm
     output: Linear
 
-    def __call__(self, u: Tensor, batch: Packed, state: StateTensors, residual: Tensor) -> Tensor:
+    def __call__(self, u: Tensor, reading: Reading, state: StateTensors, residual: Tensor) -> Tensor:
         """See `Mixer`."""
         c = self.config
         values = c.value_heads * c.value
         mixed, step, beta, gate = self.inputs(u).split(
             [sum(c.joined), c.value_heads, c.value_heads, values * c.output_gate], dim=-1
         )
-        q, k, v = self.convolution(mixed, batch, state["conv"]).split(c.joined, dim=-1)
+        q, k, v = self.convolution(mixed, reading.batch, state["conv"]).split(c.joined, dim=-1)
         o = recurrence(
             q.unflatten(-1, (c.heads, c.key)),
             k.unflatten(-1, (c.heads, c.key)),
             v.unflatten(-1, (c.value_heads, c.value)),
             state["recurrent"],
-            batch,
+            reading.batch,
             log_decay=self.rate * rows.softplus(step + self.step_bias),
             beta=c.largest_beta * rows.sigmoid(beta),
             normalize=True,
@@ -99,7 +99,7 @@ class GatedDeltaNetMixer:
 
     def _gated(self, o: Tensor, gate: Tensor) -> Tensor:
         if self.config.sigmoid_gate:
-            return self.norm(o, torch.float32) * rows.sigmoid(gate).view(o.shape)
+            return sigmoid_gated(self.norm, o, gate)
         return self.norm(o, self.output.dtype, gate=gate if self.config.output_gate else None)
 
 
@@ -125,10 +125,9 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> FL
     State per layer: `recurrent` [value heads, value, key] fp32 and the `conv` tail [width - 1, channels].
     """
     c, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
-    state = (
-        StateTensor("recurrent", c.shell.layers, (c.value_heads, c.value, c.key), torch.float32),
-        StateTensor("conv", c.shell.layers, (c.conv_width - 1, sum(c.joined)), dtype),
-    )
-    return FLAModel(
-        "Gated DeltaNet", checkpoint.architecture, read, c.shell, state, lambda name, _: _read_mixer(read, name, c)
-    )
+    state = {
+        "recurrent": ((c.value_heads, c.value, c.key), torch.float32),
+        "conv": ((c.conv_width - 1, sum(c.joined)), dtype),
+    }
+    family = Family("Gated DeltaNet", c.shell, state, lambda name, _: _read_mixer(read, name, c))
+    return FLAModel(checkpoint.architecture, family, read)

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from ostinato.kernels import rows
 from ostinato.kernels.linear import Linear
-from ostinato.kernels.packed import Packed
 from ostinato.kernels.recurrence import recurrence
-from ostinato.models.base import StateTensor, StateTensors
+from ostinato.models.base import StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
-from ostinato.models.fla import FLAModel, Shell, read_shell
+from ostinato.models.fla import Family, FLAModel, Shell, read_shell
+from ostinato.models.fla_mixers import Reading
 from ostinato.models.layers import RMSNorm, WeightReader
 
 GATE_RANK = 16  # fixed in the published layers, as is the next
@@ -69,7 +69,7 @@ class GLAMixer:
     norm: RMSNorm
     output: Linear
 
-    def __call__(self, u: Tensor, batch: Packed, state: StateTensors, residual: Tensor) -> Tensor:
+    def __call__(self, u: Tensor, reading: Reading, state: StateTensors, residual: Tensor) -> Tensor:
         """See `Mixer`."""
         c = self.config
         kv = (c.kv_heads * c.key, c.kv_heads * c.value)
@@ -81,7 +81,7 @@ class GLAMixer:
             k.unflatten(-1, (c.kv_heads, c.key)),
             v.unflatten(-1, (c.kv_heads, c.value)),
             state["recurrent"],
-            batch,
+            reading.batch,
             log_decay=self._log_decay(low).unflatten(-1, (c.kv_heads, c.key)),
             scale=c.key**-0.5,
         )
@@ -121,5 +121,6 @@ def _read_mixer(read: WeightReader, name: str, c: GLAConfig) -> GLAMixer:
 def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> FLAModel:
     """The layout of flash-linear-attention's GLAForCausalLM. State per layer: `recurrent` [heads, value, key] fp32."""
     c, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
-    state = StateTensor("recurrent", c.shell.layers, (c.heads, c.value, c.key), torch.float32)
-    return FLAModel("GLA", checkpoint.architecture, read, c.shell, [state], lambda name, _: _read_mixer(read, name, c))
+    state = {"recurrent": ((c.heads, c.value, c.key), torch.float32)}
+    family = Family("GLA", c.shell, state, lambda name, _: _read_mixer(read, name, c))
+    return FLAModel(checkpoint.architecture, family, read)

@@ -8,11 +8,11 @@ from torch import Tensor
 from ostinato.kernels import rows
 from ostinato.kernels.diagonal import diagonal
 from ostinato.kernels.linear import Linear
-from ostinato.kernels.packed import Packed
-from ostinato.models.base import StateTensor, StateTensors
+from ostinato.models.base import StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
-from ostinato.models.fla import FLAModel, Shell, read_shell
+from ostinato.models.fla import Family, FLAModel, Shell, read_shell
+from ostinato.models.fla_mixers import Reading
 from ostinato.models.layers import RMSNorm, WeightReader
 
 
@@ -70,11 +70,11 @@ class HGRNMixer:
     norm: RMSNorm
     output: Linear
 
-    def __call__(self, u: Tensor, batch: Packed, state: StateTensors, residual: Tensor) -> Tensor:
+    def __call__(self, u: Tensor, reading: Reading, state: StateTensors, residual: Tensor) -> Tensor:
         """See `Mixer`."""
         i, f, gate = self.inputs(u).chunk(3, dim=-1)
         log_forget, complement = self.forget(f)
-        h = diagonal(rows.silu(i) * complement, log_forget, state["recurrent"], batch)
+        h = diagonal(rows.silu(i) * complement, log_forget, state["recurrent"], reading.batch)
         return self.output(self.norm(h, self.output.dtype, gate=gate), residual)
 
 
@@ -91,12 +91,6 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> FL
     """The layout of flash-linear-attention's HGRNForCausalLM. State per layer: `recurrent` [width] fp32."""
     c, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
     gates = read_forget_gates(read, c.shell.layers, c.width, bounded=c.bounded)
-    state = StateTensor("recurrent", c.shell.layers, (c.width,), torch.float32)
-    return FLAModel(
-        "HGRN",
-        checkpoint.architecture,
-        read,
-        c.shell,
-        [state],
-        lambda name, layer: _read_mixer(read, name, c, gates[layer]),
-    )
+    state = {"recurrent": ((c.width,), torch.float32)}
+    family = Family("HGRN", c.shell, state, lambda name, layer: _read_mixer(read, name, c, gates[layer]))
+    return FLAModel(checkpoint.architecture, family, read)

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from ostinato.kernels import rows
 from ostinato.kernels.linear import Linear
-from ostinato.kernels.packed import Packed
 from ostinato.kernels.recurrence import recurrence
-from ostinato.models.base import StateTensor, StateTensors
+from ostinato.models.base import StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
-from ostinato.models.fla import FLAModel, Shell, read_shell
+from ostinato.models.fla import Family, FLAModel, Shell, read_shell
+from ostinato.models.fla_mixers import Reading
 from ostinato.models.hgrn import ForgetGate, read_forget_gates
 from ostinato.models.layers import RMSNorm, WeightReader
 
@@ -60,7 +60,7 @@ class HGRN2Mixer:
     norm: RMSNorm
     output: Linear
 
-    def __call__(self, u: Tensor, batch: Packed, state: StateTensors, residual: Tensor) -> Tensor:
+    def __call__(self, u: Tensor, reading: Reading, state: StateTensors, residual: Tensor) -> Tensor:
         """See `Mixer`."""
         heads = (self.config.heads, self.config.head)
         q, f, i = self.inputs(u).chunk(3, dim=-1)
@@ -70,7 +70,7 @@ class HGRN2Mixer:
             complement.unflatten(-1, heads),
             i.unflatten(-1, heads),
             state["recurrent"],
-            batch,
+            reading.batch,
             log_decay=log_forget.unflatten(-1, heads),
             scale=self.config.head**-0.5,
         )
@@ -92,12 +92,6 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> FL
     """flash-linear-attention's HGRN2ForCausalLM. State per layer: `recurrent` [heads, head, head] fp32."""
     c, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
     gates = read_forget_gates(read, c.shell.layers, c.shell.hidden, bounded=c.bounded)
-    state = StateTensor("recurrent", c.shell.layers, (c.heads, c.head, c.head), torch.float32)
-    return FLAModel(
-        "HGRN2",
-        checkpoint.architecture,
-        read,
-        c.shell,
-        [state],
-        lambda name, layer: _read_mixer(read, name, c, gates[layer]),
-    )
+    state = {"recurrent": ((c.heads, c.head, c.head), torch.float32)}
+    family = Family("HGRN2", c.shell, state, lambda name, layer: _read_mixer(read, name, c, gates[layer]))
+    return FLAModel(checkpoint.architecture, family, read)

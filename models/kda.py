@@ -7,12 +7,12 @@ from torch import Tensor
 
 from ostinato.kernels import rows
 from ostinato.kernels.linear import Linear
-from ostinato.kernels.packed import Packed
 from ostinato.kernels.recurrence import recurrence
-from ostinato.models.base import StateTensor, StateTensors
+from ostinato.models.base import StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
-from ostinato.models.fla import FLAModel, Shell, ShortConvolution, read_convolution, read_shell
+from ostinato.models.fla import Family, FLAModel, Shell, read_shell
+from ostinato.models.fla_mixers import Reading, ShortConvolution, read_convolution, sigmoid_gated
 from ostinato.models.layers import RMSNorm, WeightReader
 
 
@@ -78,24 +78,23 @@ class KDAMixer:
     norm: RMSNorm
     output: Linear
 
-    def __call__(self, u: Tensor, batch: Packed, state: StateTensors, residual: Tensor) -> Tensor:
+    def __call__(self, u: Tensor, reading: Reading, state: StateTensors, residual: Tensor) -> Tensor:
         """See `Mixer`."""
         c = self.config
         mixed, beta, decay, gate = self.inputs(u).split([sum(c.joined), c.value_heads, c.value, c.value], dim=-1)
-        q, k, v = self.convolution(mixed, batch, state["conv"]).split(c.joined, dim=-1)
+        q, k, v = self.convolution(mixed, reading.batch, state["conv"]).split(c.joined, dim=-1)
         o = recurrence(
             q.unflatten(-1, (c.heads, c.key)),
             k.unflatten(-1, (c.heads, c.key)),
             v.unflatten(-1, (c.value_heads, c.value)),
             state["recurrent"],
-            batch,
+            reading.batch,
             log_decay=self._log_decay(self.decay(decay)),
             beta=c.largest_beta * rows.sigmoid(beta),
             normalize=True,
             scale=c.key**-0.5,
         )
-        o = self.norm(o, torch.float32).flatten(1) * rows.sigmoid(self.gate(gate))
-        return self.output(o, residual)
+        return self.output(sigmoid_gated(self.norm, o, self.gate(gate)).flatten(1), residual)
 
     def _log_decay(self, x: Tensor) -> Tensor:
         """x: [T, value heads * key]. Returns [T, value heads, key] fp32."""
@@ -130,8 +129,9 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> FL
     State per layer: `recurrent` [value heads, value, key] fp32 and the `conv` tail [width - 1, channels].
     """
     c, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
-    state = (
-        StateTensor("recurrent", c.shell.layers, (c.value_heads, c.value, c.key), torch.float32),
-        StateTensor("conv", c.shell.layers, (c.conv_width - 1, sum(c.joined)), dtype),
-    )
-    return FLAModel("KDA", checkpoint.architecture, read, c.shell, state, lambda name, _: _read_mixer(read, name, c))
+    state = {
+        "recurrent": ((c.value_heads, c.value, c.key), torch.float32),
+        "conv": ((c.conv_width - 1, sum(c.joined)), dtype),
+    }
+    family = Family("KDA", c.shell, state, lambda name, _: _read_mixer(read, name, c))
+    return FLAModel(checkpoint.architecture, family, read)

@@ -26,6 +26,7 @@ ARCHITECTURES = {
     "Mamba2ForCausalLM": "mamba2:load_hf",
     "MambaForCausalLM": "mamba:load_hf",
     "RWKV7ForCausalLM": "rwkv7:load",
+    "RetNetForCausalLM": "retnet:load",
     "mamba2_ssm": "mamba2:load_original",
     "mamba_ssm": "mamba:load_original",
     "rwkv7_pth": "rwkv7_pth:load",

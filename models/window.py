@@ -76,9 +76,14 @@ def advance(pool: StateTensors, batch: Packed, tokens: int, rotary: Rotary | Non
     position.index_add_(0, written, torch.where(batch.dst >= 0, change, 0))  # padding adds nothing to slot 0
     if rotary is None:
         return Places(past, None)
+    return Places(past, rotary.at(positions(past, batch, tokens)))
+
+
+def positions(past: Tensor, batch: Packed, tokens: int) -> Tensor:
+    """past: as in `Places`. Returns where each of the batch's `tokens` lies in its sequence: [T] int64."""
     order = torch.arange(tokens, dtype=torch.int32, device=past.device)
     sequence = torch.searchsorted(batch.starts[1:], order, right=True)
-    return Places(past, rotary.at(order + (past - batch.starts[:-1])[sequence]))
+    return order + (past - batch.starts[:-1])[sequence]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ PATHS = {
     "rwkv7_fla": FOLDER / "rwkv7_fla",
     "rwkv7_pth": FOLDER / "rwkv7_pth" / "rwkv7-g1-tiny-ctx4096.pth",
     "gla": FOLDER / "gla",
+    "gla_swa": FOLDER / "gla_swa",
+    "retnet": FOLDER / "retnet",
     "hgrn": FOLDER / "hgrn",
     "hgrn2": FOLDER / "hgrn2",
     "delta_net": FOLDER / "delta_net",

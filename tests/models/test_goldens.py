@@ -28,6 +28,8 @@ BF16_ERROR = {
     "rwkv7_fla": 0.020,
     "rwkv7_pth": 0.020,
     "gla": 0.020,
+    "gla_swa": 0.016,
+    "retnet": 0.020,
     "hgrn": 0.014,
     "hgrn2": 0.009,
     "delta_net": 0.024,
