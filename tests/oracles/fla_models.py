@@ -1,4 +1,7 @@
-"""GLA, Mamba-2 and RWKV-7 by flash-linear-attention's own models, Triton kernels in Triton's interpreter, fp32."""
+"""flash-linear-attention's own models, Triton kernels in Triton's interpreter, fp32.
+
+Their attention layers call the `flash_attn` package, which needs a GPU: PyTorch's attention stands in for it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 from pathlib import Path
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
@@ -25,29 +29,46 @@ def seconds(
 
 triton.runtime.autotuner.Autotuner._bench = seconds
 
-from fla.models import GLAForCausalLM, Mamba2ForCausalLM, RWKV7ForCausalLM  # noqa: E402  (after the two switches)
+import fla.layers.attn  # noqa: E402  (after the two switches)
+import fla.models  # noqa: E402
 from fla.models.utils import Cache  # noqa: E402
 
 from tests.oracles.worker import Forward, serve  # noqa: E402
 
-CLASSES = {
-    "GLAForCausalLM": GLAForCausalLM,
-    "Mamba2ForCausalLM": Mamba2ForCausalLM,
-    "RWKV7ForCausalLM": RWKV7ForCausalLM,
-}
+
+def flash_attn_func(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, window_size: tuple[int, int]
+) -> torch.Tensor:
+    """[B, T, H, D], the queries being the last of the keys' positions; window_size: keys to either side."""
+    assert causal
+    at = torch.arange(k.shape[1])
+    behind = at[-q.shape[1] :, None] - at
+    seen = (behind >= 0) & (behind <= (window_size[0] if window_size[0] >= 0 else k.shape[1]))
+    heads_first = (x.transpose(1, 2) for x in (q, k, v))
+    return scaled_dot_product_attention(*heads_first, attn_mask=seen, enable_gqa=True).transpose(1, 2)
+
+
+# `flash_attn` needs a GPU; where it is not installed, this is None.
+fla.layers.attn.flash_attn_func = flash_attn_func
+
 # From 64 tokens on, the models choose chunked kernels, which the interpreter cannot run.
 MAX_TOKENS = 48
 
 
-def load(folder: Path) -> Forward:
+def read_model(folder: Path, **options: object) -> torch.nn.Module:
+    """`options`: of its config, in place of those on disk."""
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
-    model, info = CLASSES[architecture].from_pretrained(
-        folder, dtype=torch.float32, fuse_cross_entropy=False, output_loading_info=True
+    model, info = getattr(fla.models, architecture).from_pretrained(
+        folder, dtype=torch.float32, fuse_cross_entropy=False, output_loading_info=True, **options
     )
     problems = {name: found for name, found in info.items() if found}
     assert not problems, f"fla did not load all of it: {problems}"
-    model.eval()
-    if architecture == "Mamba2ForCausalLM":  # plain torch, which reads any length, but continues with one token only
+    return model.eval()
+
+
+def load(folder: Path) -> Forward:
+    model = read_model(folder)
+    if isinstance(model, fla.models.Mamba2ForCausalLM):  # plain torch, of any length, but continues with one token only
         return lambda ids: model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
 
     def forward(ids: list[int]) -> torch.Tensor:
