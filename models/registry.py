@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 
 # Architecture (HF's name, or the layout's where a format has none) -> "module:function", imported when first needed.
 ARCHITECTURES = {
+    "DeltaNetForCausalLM": "delta_net:load",
     "GLAForCausalLM": "gla:load",
+    "GatedDeltaNetForCausalLM": "gated_deltanet:load",
+    "HGRN2ForCausalLM": "hgrn2:load",
+    "HGRNForCausalLM": "hgrn:load",
+    "KDAForCausalLM": "kda:load",
     "Mamba2ForCausalLM": "mamba2:load_hf",
     "MambaForCausalLM": "mamba:load_hf",
     "RWKV7ForCausalLM": "rwkv7:load",
     "RecurrentGemmaForCausalLM": "recurrent_gemma:load",
     "SambaForCausalLM": "samba:load",
+    "RetNetForCausalLM": "retnet:load",
     "mamba2_ssm": "mamba2:load_original",
     "mamba_ssm": "mamba:load_original",
     "rwkv7_pth": "rwkv7_pth:load",

@@ -3,6 +3,7 @@
 So is the number of tokens that a sequence has read, from which its positions follow: a state is complete by itself.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -161,3 +162,8 @@ def read_rotary(config: ConfigReader, head: int, *, base: float, part: float = 1
     width = of_part.fraction_of(head, "partial_rotary_factor", part)
     of_part.divide("partial_rotary_factor", width, 2)
     return width, of_base.positive("rope_theta", base)
+
+
+def layer_indices(chosen: Sequence[int]) -> dict[int, int]:
+    """Layer -> its place among the chosen ones: the index of its memory in a StateTensor that only these have."""
+    return {layer: place for place, layer in enumerate(sorted(chosen))}

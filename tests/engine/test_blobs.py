@@ -92,7 +92,7 @@ def test_an_object_store_that_does_not_answer_is_named(monkeypatch: pytest.Monke
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    with pytest.raises(StoreUnavailableError, match="s3://states/a.*AWS_ENDPOINT_URL"):
+    with pytest.raises(StoreUnavailableError, match=r"s3://states/a.*AWS_ENDPOINT_URL"):
         ObjectBlobs("s3://states/a").get("content/a")
 
 

@@ -21,6 +21,13 @@ PATHS = {
     "gla_swa": FOLDER / "gla_swa",
     "recurrent_gemma": FOLDER / "recurrent_gemma",
     "samba": FOLDER / "samba",
+    "retnet": FOLDER / "retnet",
+    "hgrn": FOLDER / "hgrn",
+    "hgrn2": FOLDER / "hgrn2",
+    "delta_net": FOLDER / "delta_net",
+    "delta_net_negeig": FOLDER / "delta_net_negeig",
+    "gated_deltanet": FOLDER / "gated_deltanet",
+    "kda": FOLDER / "kda",
 }
 PER_GROUP = "pergroup."
 

@@ -1,6 +1,7 @@
 """What every architecture must do, bit for bit: one suite for every row of the registry.
 
-A family joins by a golden folder named in CHECKPOINTS; a row without one fails the first test.
+A family joins by a golden folder named in CHECKPOINTS, and a variant of it by one more, whose name ends in `+` and what
+is different; a row without one fails the first test.
 """
 
 from collections.abc import Iterator
@@ -19,11 +20,18 @@ from ostinato.models.registry import ARCHITECTURES, load_model
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CHECKPOINTS = {
-    "GLAForCausalLM": GOLDENS / "gla_swa",  # layers of both kinds
+    "DeltaNetForCausalLM": GOLDENS / "delta_net",
+    "GLAForCausalLM": GOLDENS / "gla",
+    "GatedDeltaNetForCausalLM": GOLDENS / "gated_deltanet",
+    "GLAForCausalLM+attn": GOLDENS / "gla_swa",
+    "HGRN2ForCausalLM": GOLDENS / "hgrn2",
+    "HGRNForCausalLM": GOLDENS / "hgrn",
+    "KDAForCausalLM": GOLDENS / "kda",
     "Mamba2ForCausalLM": GOLDENS / "mamba2_codestral_like",
     "MambaForCausalLM": GOLDENS / "mamba_hf",
     "RWKV7ForCausalLM": GOLDENS / "rwkv7_fla",
     "RecurrentGemmaForCausalLM": GOLDENS / "recurrent_gemma",
+    "RetNetForCausalLM": GOLDENS / "retnet",
     "SambaForCausalLM": GOLDENS / "samba",
     "mamba2_ssm": GOLDENS / "mamba2_orig",
     "mamba_ssm": GOLDENS / "mamba_orig",
@@ -93,7 +101,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 
 def test_every_registry_row_is_held_to_the_contract() -> None:
-    assert set(CHECKPOINTS) == set(ARCHITECTURES)
+    assert {name.partition("+")[0] for name in CHECKPOINTS} == set(ARCHITECTURES)
 
 
 def test_token_by_token_equals_prefill(model: Model) -> None:

@@ -31,6 +31,13 @@ BF16_ERROR = {
     "gla_swa": 0.016,
     "recurrent_gemma": 0.011,
     "samba": 0.030,
+    "retnet": 0.020,
+    "hgrn": 0.014,
+    "hgrn2": 0.009,
+    "delta_net": 0.024,
+    "delta_net_negeig": 0.035,
+    "gated_deltanet": 0.025,
+    "kda": 0.026,
 }
 
 PACKED = product(torch.empty(0)) != "plain"

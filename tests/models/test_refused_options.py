@@ -37,7 +37,7 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("gla", "feature_map", "relu"),
     ("gla", "use_short_conv", True),
     ("gla", "elementwise_affine", False),
-    ("gla", "attn", ATTENTION),
+    ("gla", "attn", {"layers": [0], "num_heads": 2}),
     ("gla", "use_gv", True),
     ("gla", "gate_logit_normalizer", 8),
     ("gla", "attnres_block_size", 4),

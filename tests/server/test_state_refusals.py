@@ -157,7 +157,8 @@ async def test_oversized_uploads(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["..%2f..%2fetc%2fpasswd", "..", "st_", f"st_{'A' * 64}", f"st_{ZEROS}%00", f"st_{ZEROS}%2f..", "%F0%9F%92%A9"]
+    "path",
+    ["..%2f..%2fetc%2fpasswd", "..", "st_", f"st_{'A' * 64}", f"st_{ZEROS}%00", f"st_{ZEROS}%2f..", "%F0%9F%92%A9"],
 )
 async def test_tricks_with_ids(client: httpx.AsyncClient, path: str) -> None:
     for method in ("GET", "DELETE"):

@@ -139,7 +139,12 @@ async def test_going_back_by_tokens_and_to_a_mark(client: httpx.AsyncClient, ser
         answer = await complete(client, state=state["id"], max_tokens=4)
         whole = await complete(client, prompt=PROMPT[:length], max_tokens=4)
         assert answer["choices"][0]["token_ids"] == whole["choices"][0]["token_ids"]
-    for body, param in (({"back": 30}, "tokens"), ({"mark": "none"}, "mark"), ({}, "back"), ({"back": 1, "tokens": 1}, "back")):
+    for body, param in (
+        ({"back": 30}, "tokens"),
+        ({"mark": "none"}, "mark"),
+        ({}, "back"),
+        ({"back": 1, "tokens": 1}, "back"),
+    ):
         assert error_of(await client.post(path, json=body))["param"] == param
 
 
