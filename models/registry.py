@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Architecture (HF's name, or the layout's where a format has none) -> "module:function", imported when first needed.
 ARCHITECTURES = {
+    "FalconMambaForCausalLM": "falcon_mamba:load",
     "GLAForCausalLM": "gla:load",
     "Mamba2ForCausalLM": "mamba2:load_hf",
     "MambaForCausalLM": "mamba:load_hf",
@@ -24,6 +25,7 @@ ARCHITECTURES = {
     "mamba2_ssm": "mamba2:load_original",
     "mamba_ssm": "mamba:load_original",
     "rwkv7_pth": "rwkv7_pth:load",
+    "xLSTMForCausalLM": "xlstm:load",
 }
 
 Loader = Callable[["Checkpoint", torch.device, torch.dtype], "Model"]

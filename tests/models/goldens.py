@@ -18,6 +18,8 @@ PATHS = {
     "rwkv7_fla": FOLDER / "rwkv7_fla",
     "rwkv7_pth": FOLDER / "rwkv7_pth" / "rwkv7-g1-tiny-ctx4096.pth",
     "gla": FOLDER / "gla",
+    "falcon_mamba": FOLDER / "falcon_mamba",
+    "xlstm": FOLDER / "xlstm",
 }
 PER_GROUP = "pergroup."
 

@@ -19,6 +19,7 @@ from ostinato.models.registry import ARCHITECTURES, load_model
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CHECKPOINTS = {
+    "FalconMambaForCausalLM": GOLDENS / "falcon_mamba",
     "GLAForCausalLM": GOLDENS / "gla",
     "Mamba2ForCausalLM": GOLDENS / "mamba2_codestral_like",
     "MambaForCausalLM": GOLDENS / "mamba_hf",
@@ -26,6 +27,7 @@ CHECKPOINTS = {
     "mamba2_ssm": GOLDENS / "mamba2_orig",
     "mamba_ssm": GOLDENS / "mamba_orig",
     "rwkv7_pth": GOLDENS / "rwkv7_pth" / "rwkv7-g1-tiny-ctx4096.pth",
+    "xLSTMForCausalLM": GOLDENS / "xlstm",
 }
 DTYPES = supported_dtypes(torch.device("cpu"))
 SLOTS = 6

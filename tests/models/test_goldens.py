@@ -28,6 +28,8 @@ BF16_ERROR = {
     "rwkv7_fla": 0.020,
     "rwkv7_pth": 0.020,
     "gla": 0.020,
+    "falcon_mamba": 0.017,
+    "xlstm": 0.024,
 }
 
 PACKED = product(torch.empty(0)) != "plain"
