@@ -10,7 +10,8 @@ from typing import Any
 
 from tests.models import checkpoints, weights
 from tests.models.checkpoints import RandomCheckpoint
-from tests.models.random_mamba import mamba2_fla, mamba2_hf, mamba2_orig, mamba_hf, mamba_orig
+from tests.models.random_mamba import falcon_mamba, mamba2_fla, mamba2_hf, mamba2_orig, mamba_hf, mamba_orig
+from tests.models.random_xlstm import xlstm
 
 Config = dict[str, Any]
 
@@ -127,4 +128,6 @@ TINY: dict[str, Writer] = {
     "gla": gla,
     "rwkv7_fla": rwkv7_fla,
     "rwkv7_pth": rwkv7_pth,
+    "falcon_mamba": falcon_mamba,
+    "xlstm": xlstm,
 }

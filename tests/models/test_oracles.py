@@ -50,6 +50,8 @@ Record = Callable[[str, object], None]
         ("fla_models", "rwkv7_fla"),
         ("fla_models", "gla"),
         ("fla_naive", "gla"),
+        ("mamba", "falcon_mamba"),
+        ("xlstm", "xlstm"),
     ],
 )
 def test_oracle_reproduces_the_golden_logits(name: str, golden: str, oracle: Oracles) -> None:
