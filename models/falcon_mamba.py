@@ -1,4 +1,4 @@
-"""Falcon-Mamba (Zuo et al. 2024): Mamba whose low-rank step size, B and C are normalised, in the transformers layout."""
+"""Falcon-Mamba (Zuo et al. 2024), in the transformers layout: Mamba with norms on the low-rank step size, B and C."""
 
 from dataclasses import replace
 

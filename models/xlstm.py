@@ -39,7 +39,6 @@ class XLSTMConfig:
     gate_cap: float
     logit_cap: float
     fused: bool
-    tied: bool
 
 
 def read_config(checkpoint: Checkpoint) -> XLSTMConfig:
@@ -54,6 +53,7 @@ def read_config(checkpoint: Checkpoint) -> XLSTMConfig:
         ("add_post_blocks_norm", True),
         ("add_post_norm", False),
         ("add_qk_norm", False),
+        ("tie_word_embeddings", False),
     ):
         config.only(key, served)
     config.only("weight_mode", "single", "fused")
@@ -61,7 +61,8 @@ def read_config(checkpoint: Checkpoint) -> XLSTMConfig:
     heads, gate_cap = config.integer("num_heads", 8), config.positive("gate_soft_cap", 15.0)
     if gate_cap > LARGEST_GATE_CAP:
         raise UnsupportedModelError(
-            f"{checkpoint.folder / 'config.json'}: gate_soft_cap = {gate_cap:g} is not supported (at most {LARGEST_GATE_CAP})"
+            f"{checkpoint.folder / 'config.json'}: gate_soft_cap = {gate_cap:g} is not supported "
+            f"(at most {LARGEST_GATE_CAP})"
         )
     return XLSTMConfig(
         layers=config.integer("num_hidden_layers" if config.has("num_hidden_layers") else "num_blocks", 32),
@@ -75,7 +76,6 @@ def read_config(checkpoint: Checkpoint) -> XLSTMConfig:
         gate_cap=gate_cap,
         logit_cap=config.positive("output_logit_soft_cap", 30.0),
         fused=checkpoint.config.get("weight_mode") == "fused",
-        tied=config.flag("tie_word_embeddings", False),
     )
 
 
@@ -183,7 +183,7 @@ class XLSTM:
         self._embedding = Embedding(read.matrix("backbone.embeddings.weight", c.vocab_size, c.hidden))
         self._blocks = [_read_block(read, f"backbone.blocks.{i}", c) for i in range(c.layers)]
         self._norm = RMSNorm(read.tensor("backbone.out_norm.weight", c.hidden), c.norm_eps)
-        self._head = read.head("lm_head.weight", c.vocab_size, c.hidden, self._embedding, c.tied)
+        self._head = read.head("lm_head.weight", c.vocab_size, c.hidden, self._embedding, tied=False)
         self._logit_cap = c.logit_cap
         self.weight_bytes = read.num_bytes
         self.matmul_params, self.head_params = read.matmul_params, read.head_params

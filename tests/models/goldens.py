@@ -20,6 +20,7 @@ PATHS = {
     "gla": FOLDER / "gla",
     "falcon_mamba": FOLDER / "falcon_mamba",
     "xlstm": FOLDER / "xlstm",
+    "based": FOLDER / "based",
 }
 PER_GROUP = "pergroup."
 

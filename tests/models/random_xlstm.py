@@ -35,7 +35,7 @@ def xlstm(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
         "output_logit_soft_cap": draw.choice((30.0, 10.0)),
         "norm_eps": draw.choice((1e-6, 1e-5)),
         "weight_mode": draw.choice(("single", "single", "fused")),
-        "tie_word_embeddings": draw.random() < 0.3,
+        "tie_word_embeddings": False,
         "use_bias": False,
         "add_out_norm": True,
         **fixed,
@@ -58,9 +58,8 @@ def xlstm_tensors(config: Config, d: int, layers: int, seed: int) -> Tensors:
             **{f"ffn.{name}": tensor for name, tensor in _ffn(draw, config, d).items()},
         }
         tensors.update({f"backbone.blocks.{layer}.{name}": tensor for name, tensor in block.items()})
-    tensors["backbone.out_norm.weight"] = draw.last_norm(d, config["tie_word_embeddings"])
-    if not config["tie_word_embeddings"]:
-        tensors["lm_head.weight"] = draw.matrix(config["vocab_size"], d, LOGIT_STD)
+    tensors["backbone.out_norm.weight"] = draw.norm(d)
+    tensors["lm_head.weight"] = draw.matrix(config["vocab_size"], d, LOGIT_STD)
     return tensors
 
 

@@ -30,6 +30,7 @@ BF16_ERROR = {
     "gla": 0.020,
     "falcon_mamba": 0.017,
     "xlstm": 0.024,
+    "based": 0.042,
 }
 
 PACKED = product(torch.empty(0)) != "plain"

@@ -24,7 +24,11 @@ SSM_KEYS = {
 
 def load(folder: Path) -> Forward:
     config = json.loads((folder / "config.json").read_text())
-    model = from_original(folder, config) if "d_model" in config and "architectures" not in config else from_hf(folder, config)
+    model = (
+        from_original(folder, config)
+        if "d_model" in config and "architectures" not in config
+        else from_hf(folder, config)
+    )
     return lambda ids: model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
 
 
