@@ -13,7 +13,9 @@ from typing import Any
 from ostinato.models.errors import CheckpointError, UnsupportedModelError
 
 _STATE_SPACES_KEYS = frozenset({"d_model", "n_layer", "ssm_cfg"})
+_BASED_KEYS = frozenset({"n_embd", "n_layer", "mixer"})
 _DESCRIPTIONS = {
+    "based": "BASED in its authors' layout",
     "mamba_ssm": "Mamba in the original state-spaces layout",
     "mamba2_ssm": "Mamba-2 in the original state-spaces layout",
 }
@@ -105,9 +107,16 @@ def _declared_name(config: Mapping[str, Any], config_file: Path) -> str:
         if layer not in ("Mamba1", "Mamba2"):
             raise UnsupportedModelError(f"{config_file}: ssm_cfg.layer is {layer!r}, known are 'Mamba1' and 'Mamba2'")
         return "mamba_ssm" if layer == "Mamba1" else "mamba2_ssm"
+    if _is_hydra(config):
+        return "based"
     model_type = config.get("model_type")
     hint = f" (model_type {model_type!r} alone does not decide it)" if model_type else ""
     raise CheckpointError(f"{config_file} names no architecture: 'architectures' is missing or empty{hint}")
+
+
+def _is_hydra(config: Mapping[str, Any]) -> bool:
+    """BASED's form, which its kin share: layers by the name of the class to instantiate."""
+    return config.keys() >= _BASED_KEYS and isinstance(config["mixer"], dict) and "_target_" in config["mixer"]
 
 
 def _quantization_method(quantization: object) -> str:

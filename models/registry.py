@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Architecture (HF's name, or the layout's where a format has none) -> "module:function", imported when first needed.
 ARCHITECTURES = {
     "DeltaNetForCausalLM": "delta_net:load",
+    "FalconMambaForCausalLM": "falcon_mamba:load",
     "GLAForCausalLM": "gla:load",
     "GatedDeltaNetForCausalLM": "gated_deltanet:load",
     "HGRN2ForCausalLM": "hgrn2:load",
@@ -29,9 +30,11 @@ ARCHITECTURES = {
     "RecurrentGemmaForCausalLM": "recurrent_gemma:load",
     "SambaForCausalLM": "samba:load",
     "RetNetForCausalLM": "retnet:load",
+    "based": "based:load",
     "mamba2_ssm": "mamba2:load_original",
     "mamba_ssm": "mamba:load_original",
     "rwkv7_pth": "rwkv7_pth:load",
+    "xLSTMForCausalLM": "xlstm:load",
 }
 
 Loader = Callable[["Checkpoint", torch.device, torch.dtype], "Model"]

@@ -28,6 +28,9 @@ PATHS = {
     "delta_net_negeig": FOLDER / "delta_net_negeig",
     "gated_deltanet": FOLDER / "gated_deltanet",
     "kda": FOLDER / "kda",
+    "falcon_mamba": FOLDER / "falcon_mamba",
+    "xlstm": FOLDER / "xlstm",
+    "based": FOLDER / "based",
 }
 PER_GROUP = "pergroup."
 

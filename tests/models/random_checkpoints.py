@@ -12,7 +12,8 @@ from tests.models import checkpoints, weights
 from tests.models.checkpoints import RandomCheckpoint
 from tests.models.random_fla import delta_net, gated_deltanet, gla, hgrn, hgrn2, kda, retnet
 from tests.models.random_hybrids import gla_window, recurrent_gemma, samba
-from tests.models.random_mamba import mamba2_fla, mamba2_hf, mamba2_orig, mamba_hf, mamba_orig
+from tests.models.random_mamba import falcon_mamba, mamba2_fla, mamba2_hf, mamba2_orig, mamba_hf, mamba_orig
+from tests.models.random_xlstm import xlstm
 
 Config = dict[str, Any]
 
@@ -99,4 +100,6 @@ TINY: dict[str, Writer] = {
     "rwkv7_fla": rwkv7_fla,
     "rwkv7_pth": rwkv7_pth,
     "samba": samba,
+    "falcon_mamba": falcon_mamba,
+    "xlstm": xlstm,
 }

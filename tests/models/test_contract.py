@@ -21,6 +21,7 @@ from ostinato.models.registry import ARCHITECTURES, load_model
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CHECKPOINTS = {
     "DeltaNetForCausalLM": GOLDENS / "delta_net",
+    "FalconMambaForCausalLM": GOLDENS / "falcon_mamba",
     "GLAForCausalLM": GOLDENS / "gla",
     "GatedDeltaNetForCausalLM": GOLDENS / "gated_deltanet",
     "GLAForCausalLM+attn": GOLDENS / "gla_swa",
@@ -33,9 +34,11 @@ CHECKPOINTS = {
     "RecurrentGemmaForCausalLM": GOLDENS / "recurrent_gemma",
     "RetNetForCausalLM": GOLDENS / "retnet",
     "SambaForCausalLM": GOLDENS / "samba",
+    "based": GOLDENS / "based",
     "mamba2_ssm": GOLDENS / "mamba2_orig",
     "mamba_ssm": GOLDENS / "mamba_orig",
     "rwkv7_pth": GOLDENS / "rwkv7_pth" / "rwkv7-g1-tiny-ctx4096.pth",
+    "xLSTMForCausalLM": GOLDENS / "xlstm",
 }
 DTYPES = supported_dtypes(torch.device("cpu"))
 SLOTS = 6

@@ -38,6 +38,9 @@ BF16_ERROR = {
     "delta_net_negeig": 0.035,
     "gated_deltanet": 0.025,
     "kda": 0.026,
+    "falcon_mamba": 0.017,
+    "xlstm": 0.024,
+    "based": 0.042,
 }
 
 PACKED = product(torch.empty(0)) != "plain"

@@ -53,6 +53,8 @@ Record = Callable[[str, object], None]
         ("fla_models", "gla_swa"),
         ("fla_models", "samba"),
         ("recurrent_gemma", "recurrent_gemma"),
+        ("mamba", "falcon_mamba"),
+        ("xlstm", "xlstm"),
     ],
 )
 def test_oracle_reproduces_the_golden_logits(name: str, golden: str, oracle: Oracles) -> None:
