@@ -21,8 +21,14 @@ ARCHITECTURES = {
     "Mamba2ForCausalLM": "mamba2:load_hf",
     "MambaForCausalLM": "mamba:load_hf",
     "RWKV7ForCausalLM": "rwkv7:load",
+    "Rwkv5ForCausalLM": "rwkv5:load_hf",
+    "Rwkv6ForCausalLM": "rwkv6:load_hf",
+    "RwkvForCausalLM": "rwkv4:load_hf",
     "mamba2_ssm": "mamba2:load_original",
     "mamba_ssm": "mamba:load_original",
+    "rwkv4_pth": "rwkv4:load_original",
+    "rwkv5.2_pth": "rwkv5:load_original",
+    "rwkv6_pth": "rwkv6:load_original",
     "rwkv7_pth": "rwkv7_pth:load",
 }
 

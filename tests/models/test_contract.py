@@ -23,8 +23,14 @@ CHECKPOINTS = {
     "Mamba2ForCausalLM": GOLDENS / "mamba2_codestral_like",
     "MambaForCausalLM": GOLDENS / "mamba_hf",
     "RWKV7ForCausalLM": GOLDENS / "rwkv7_fla",
+    "Rwkv5ForCausalLM": GOLDENS / "rwkv5_hf",
+    "Rwkv6ForCausalLM": GOLDENS / "rwkv6_hf",
+    "RwkvForCausalLM": GOLDENS / "rwkv4_hf",
     "mamba2_ssm": GOLDENS / "mamba2_orig",
     "mamba_ssm": GOLDENS / "mamba_orig",
+    "rwkv4_pth": GOLDENS / "rwkv4_pth" / "RWKV-4-Pile-tiny-20220807.pth",
+    "rwkv5.2_pth": GOLDENS / "rwkv5_pth" / "RWKV-5-World-tiny-v2-ctx4096.pth",
+    "rwkv6_pth": GOLDENS / "rwkv6_pth" / "RWKV-x060-World-tiny-v2.1-ctx4096.pth",
     "rwkv7_pth": GOLDENS / "rwkv7_pth" / "rwkv7-g1-tiny-ctx4096.pth",
 }
 DTYPES = supported_dtypes(torch.device("cpu"))
