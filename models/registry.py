@@ -20,6 +20,7 @@ ARCHITECTURES = {
     "GLAForCausalLM": "gla:load",
     "Mamba2ForCausalLM": "mamba2:load_hf",
     "MambaForCausalLM": "mamba:load_hf",
+    "RWKV6ForCausalLM": "rwkv6_fla:load",
     "RWKV7ForCausalLM": "rwkv7:load",
     "Rwkv5ForCausalLM": "rwkv5:load_hf",
     "Rwkv6ForCausalLM": "rwkv6:load_hf",

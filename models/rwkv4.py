@@ -38,16 +38,16 @@ class TimeMix4:
 def _read_time_mix(read: WeightReader, name: str, c: RWKVConfig) -> TimeMix4:
     return TimeMix4(
         mix=read_mixes(read, f"{name}.time_mix", "kvr", c.hidden),
-        decay=read.vector(f"{name}.time_decay", c.attention).exp().neg(),
-        bonus=read.vector(f"{name}.time_first", c.attention),
-        key=read.linear(f"{name}.key.weight", c.attention, c.hidden),
-        value=read.linear(f"{name}.value.weight", c.attention, c.hidden),
-        receptance=read.linear(f"{name}.receptance.weight", c.attention, c.hidden),
-        output=read.linear(f"{name}.output.weight", c.hidden, c.attention),
+        decay=read.vector(f"{name}.time_decay", c.values).exp().neg(),
+        bonus=read.vector(f"{name}.time_first", c.values),
+        key=read.linear(f"{name}.key.weight", c.values, c.hidden),
+        value=read.linear(f"{name}.value.weight", c.values, c.hidden),
+        receptance=read.linear(f"{name}.receptance.weight", c.values, c.hidden),
+        output=read.linear(f"{name}.output.weight", c.hidden, c.values),
     )
 
 
-VERSION = Version("RWKV-4", "time_mix", _read_time_mix, lambda c: (3, c.attention))
+VERSION = Version("RWKV-4", "time_mix", _read_time_mix, lambda c: (3, c.values))
 
 
 def load_original(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> RWKV:

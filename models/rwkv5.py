@@ -77,37 +77,36 @@ class TimeMix5:
         return self.output(self.norm(y, torch.float32).flatten(1) * gate, residual)
 
 
-def read_time_mix(read: WeightReader, name: str, shift: Shift, keys: int, c: RWKVConfig) -> TimeMix5:
-    """Everything behind the token shift. keys: channels of keys; those of values are `c.attention`."""
+def read_time_mix(read: WeightReader, name: str, shift: Shift, c: RWKVConfig) -> TimeMix5:
+    """Everything behind the token shift."""
     return TimeMix5(
         shift=shift,
-        key=read.linear(f"{name}.key.weight", keys, c.hidden),
-        value=read.linear(f"{name}.value.weight", c.attention, c.hidden),
-        receptance=read.linear(f"{name}.receptance.weight", keys, c.hidden),
-        gate=read.linear(f"{name}.gate.weight", c.attention, c.hidden),
-        bonus=read.tensor(f"{name}.time_faaaa", c.heads, keys // c.heads),
+        key=read.linear(f"{name}.key.weight", c.keys, c.hidden),
+        value=read.linear(f"{name}.value.weight", c.values, c.hidden),
+        receptance=read.linear(f"{name}.receptance.weight", c.keys, c.hidden),
+        gate=read.linear(f"{name}.gate.weight", c.values, c.hidden),
+        bonus=read.tensor(f"{name}.time_faaaa", c.heads, c.keys // c.heads),
         norm=LayerNorm(
-            read.tensor(f"{name}.ln_x.weight", c.attention).view(c.heads, -1),
-            read.tensor(f"{name}.ln_x.bias", c.attention).view(c.heads, -1),
+            read.tensor(f"{name}.ln_x.weight", c.values).view(c.heads, -1),
+            read.tensor(f"{name}.ln_x.bias", c.values).view(c.heads, -1),
             c.head_norm_eps,
         ),
-        output=read.linear(f"{name}.output.weight", c.hidden, c.attention),
+        output=read.linear(f"{name}.output.weight", c.hidden, c.values),
     )
 
 
-def square_state(c: RWKVConfig) -> tuple[int, int, int]:
-    """[heads, value, key], where keys are as wide as values."""
-    head = c.attention // c.heads
-    return c.heads, head, head
+def state_shape(c: RWKVConfig) -> tuple[int, int, int]:
+    """[heads, value, key]."""
+    return c.heads, c.values // c.heads, c.keys // c.heads
 
 
 def _read_time_mix(read: WeightReader, name: str, c: RWKVConfig) -> TimeMix5:
-    decay = read.tensor(f"{name}.time_decay", c.heads, c.attention // c.heads)
+    decay = read.tensor(f"{name}.time_decay", c.heads, c.keys // c.heads)
     shift = FixedShift(read_mixes(read, f"{name}.time_mix", "kvrg", c.hidden), decay.exp().neg())
-    return read_time_mix(read, name, shift, c.attention, c)
+    return read_time_mix(read, name, shift, c)
 
 
-VERSION = Version("RWKV-5.2", "time_mix", _read_time_mix, square_state)
+VERSION = Version("RWKV-5.2", "time_mix", _read_time_mix, state_shape)
 
 
 def load_original(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> RWKV:

@@ -16,7 +16,7 @@ from ostinato.kernels.packed import Packed
 from ostinato.kernels.shift import token_shift
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.layers import LowRank, WeightReader
-from ostinato.models.rwkv5 import Inputs, TimeMix5, read_time_mix, square_state
+from ostinato.models.rwkv5 import Inputs, TimeMix5, read_time_mix, state_shape
 from ostinato.models.rwkv_blocks import RWKV, Version, read_mixes
 from ostinato.models.rwkv_layouts import TRANSFORMERS, Renamed, RWKVConfig, read_hf_config, read_original_config
 
@@ -52,7 +52,7 @@ def shift_mix(share: Tensor) -> Tensor:
 
 
 def _read_time_mix(read: WeightReader, name: str, c: RWKVConfig) -> TimeMix5:
-    return read_time_mix(read, name, _read_shift(read, name, c), c.attention, c)
+    return read_time_mix(read, name, _read_shift(read, name, c), c)
 
 
 def _read_shift(read: WeightReader, name: str, c: RWKVConfig) -> DependentShift:
@@ -69,15 +69,15 @@ def _read_shift(read: WeightReader, name: str, c: RWKVConfig) -> DependentShift:
         decay=LowRank(
             down=read.projection(read.matrix(f"{name}.time_decay_w1", c.hidden, decay_rank).T),
             up=read.projection(
-                read.matrix(f"{name}.time_decay_w2", decay_rank, c.attention).T,
-                read.vector(f"{name}.time_decay", c.attention),
+                read.matrix(f"{name}.time_decay_w2", decay_rank, c.keys).T,
+                read.vector(f"{name}.time_decay", c.keys),
             ),
         ),
         heads=c.heads,
     )
 
 
-VERSION = Version("RWKV-6", "time_maa", _read_time_mix, square_state)
+VERSION = Version("RWKV-6", "time_maa", _read_time_mix, state_shape)
 
 
 def load_original(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> RWKV:

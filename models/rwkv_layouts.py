@@ -19,12 +19,13 @@ _BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
 
 @dataclass(frozen=True, slots=True)
 class RWKVConfig:
-    """Sizes in elements. `attention`: channels of time mixing, as a rule `hidden`. `heads`: of time mixing, 0 in
-    RWKV-4, which has none; `head_norm_eps` is of the norm over them."""
+    """Sizes in elements. `keys`, `values`: channels of time mixing, as a rule as many as `hidden`. `heads`: of time
+    mixing, 0 in RWKV-4, which has none; `head_norm_eps` is of the norm over them."""
 
     layers: int
     hidden: int
-    attention: int
+    keys: int
+    values: int
     ffn: int
     vocab_size: int
     heads: int = 0
@@ -108,7 +109,8 @@ def read_shapes(source: Checkpoint | Renamed, layers: int, origin: Checkpoint, *
     return RWKVConfig(
         layers=layers,
         hidden=hidden,
-        attention=attention,
+        keys=attention,
+        values=attention,
         ffn=source.shape("blocks.0.ffn.key.weight", 2)[0],
         vocab_size=vocab_size,
         heads=count,
@@ -133,12 +135,14 @@ def read_hf_config(checkpoint: Checkpoint, *, heads: bool) -> RWKVConfig:
     config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
     found = read_shapes(Renamed(checkpoint, TRANSFORMERS), config.integer("num_hidden_layers"), checkpoint, heads=heads)
     if heads:
-        config.only("head_size", found.attention // found.heads)
+        config.only("head_size", found.keys // found.heads)
     hidden = config.integer("hidden_size", found.hidden)
+    attention = config.integer("attention_hidden_size", hidden)
     return RWKVConfig(
         layers=found.layers,
         hidden=hidden,
-        attention=config.integer("attention_hidden_size", hidden),
+        keys=attention,
+        values=attention,
         ffn=config.integer("intermediate_size", found.ffn),
         vocab_size=config.integer("vocab_size", found.vocab_size),
         heads=found.heads,

@@ -19,6 +19,7 @@ PATHS = {
     "rwkv4_pth": FOLDER / "rwkv4_pth" / "RWKV-4-Pile-tiny-20220807.pth",
     "rwkv5_hf": FOLDER / "rwkv5_hf",
     "rwkv5_pth": FOLDER / "rwkv5_pth" / "RWKV-5-World-tiny-v2-ctx4096.pth",
+    "rwkv6_fla": FOLDER / "rwkv6_fla",
     "rwkv6_hf": FOLDER / "rwkv6_hf",
     "rwkv6_pth": FOLDER / "rwkv6_pth" / "RWKV-x060-World-tiny-v2.1-ctx4096.pth",
     "rwkv7_fla": FOLDER / "rwkv7_fla",

@@ -11,6 +11,7 @@ from typing import Any
 from tests.models import checkpoints, weights
 from tests.models.checkpoints import RandomCheckpoint
 from tests.models.random_mamba import mamba2_fla, mamba2_hf, mamba2_orig, mamba_hf, mamba_orig
+from tests.models.random_rwkv import rwkv4_hf, rwkv4_pth, rwkv5_hf, rwkv5_pth, rwkv6_fla, rwkv6_hf, rwkv6_pth
 
 Config = dict[str, Any]
 
@@ -125,6 +126,13 @@ TINY: dict[str, Writer] = {
     "mamba2_orig": mamba2_orig,
     "mamba2_fla": mamba2_fla,
     "gla": gla,
+    "rwkv4_hf": rwkv4_hf,
+    "rwkv4_pth": rwkv4_pth,
+    "rwkv5_hf": rwkv5_hf,
+    "rwkv5_pth": rwkv5_pth,
+    "rwkv6_fla": rwkv6_fla,
+    "rwkv6_hf": rwkv6_hf,
+    "rwkv6_pth": rwkv6_pth,
     "rwkv7_fla": rwkv7_fla,
     "rwkv7_pth": rwkv7_pth,
 }

@@ -22,6 +22,7 @@ CHECKPOINTS = {
     "GLAForCausalLM": GOLDENS / "gla",
     "Mamba2ForCausalLM": GOLDENS / "mamba2_codestral_like",
     "MambaForCausalLM": GOLDENS / "mamba_hf",
+    "RWKV6ForCausalLM": GOLDENS / "rwkv6_fla",
     "RWKV7ForCausalLM": GOLDENS / "rwkv7_fla",
     "Rwkv5ForCausalLM": GOLDENS / "rwkv5_hf",
     "Rwkv6ForCausalLM": GOLDENS / "rwkv6_hf",

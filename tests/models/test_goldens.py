@@ -29,6 +29,7 @@ BF16_ERROR = {
     "rwkv4_pth": 0.009,
     "rwkv5_hf": 0.010,
     "rwkv5_pth": 0.010,
+    "rwkv6_fla": 0.010,
     "rwkv6_hf": 0.010,
     "rwkv6_pth": 0.010,
     "rwkv7_fla": 0.020,

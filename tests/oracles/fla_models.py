@@ -1,4 +1,4 @@
-"""GLA, Mamba-2 and RWKV-7 by flash-linear-attention's own models, Triton kernels in Triton's interpreter, fp32."""
+"""GLA, Mamba-2, RWKV-6 and RWKV-7 by flash-linear-attention's own models, Triton kernels in Triton's interpreter, fp32."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def seconds(
 
 triton.runtime.autotuner.Autotuner._bench = seconds
 
-from fla.models import GLAForCausalLM, Mamba2ForCausalLM, RWKV7ForCausalLM  # noqa: E402  (after the two switches)
+from fla.models import GLAForCausalLM, Mamba2ForCausalLM, RWKV6ForCausalLM, RWKV7ForCausalLM  # noqa: E402  (after the two switches)
 from fla.models.utils import Cache  # noqa: E402
 
 from tests.oracles.worker import Forward, serve  # noqa: E402
@@ -33,6 +33,7 @@ from tests.oracles.worker import Forward, serve  # noqa: E402
 CLASSES = {
     "GLAForCausalLM": GLAForCausalLM,
     "Mamba2ForCausalLM": Mamba2ForCausalLM,
+    "RWKV6ForCausalLM": RWKV6ForCausalLM,
     "RWKV7ForCausalLM": RWKV7ForCausalLM,
 }
 # From 64 tokens on, the models choose chunked kernels, which the interpreter cannot run.
