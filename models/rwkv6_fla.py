@@ -64,6 +64,7 @@ def read_config(checkpoint: Checkpoint) -> RWKVConfig:
         norm_eps=norm_eps,
         # Heads of the published models' shape are theirs, converted, and keep the epsilon that they were trained with.
         head_norm_eps=64e-5 if head_sizes == {_PUBLISHED_HEAD} else norm_eps,
+        last_norm_eps=norm_eps,
         tied=config.flag("tie_word_embeddings", False),
     )
 

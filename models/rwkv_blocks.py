@@ -80,17 +80,11 @@ class RWKV:
         c = config
         self.family, self.architecture = version.family, architecture
         self.vocab_size, self.dtype = c.vocab_size, read.dtype
-        self.state_spec = StateSpec(
-            (
-                StateTensor("wkv", c.layers, version.state(c), torch.float32),
-                StateTensor("time_shift", c.layers, (c.hidden,), read.dtype),
-                StateTensor("channel_shift", c.layers, (c.hidden,), read.dtype),
-            )
-        )
+        self.state_spec = state_spec(version, c, read.dtype)
         self._embedding = Embedding(read.matrix("emb.weight", c.vocab_size, c.hidden))
-        self._embedding_norm = _read_norm(read, "blocks.0.ln0", c)
+        self._embedding_norm = _read_norm(read, "blocks.0.ln0", c.hidden, c.norm_eps)
         self._blocks = [_read_block(read, f"blocks.{i}", version, c) for i in range(c.layers)]
-        self._norm = _read_norm(read, "ln_out", c)
+        self._norm = _read_norm(read, "ln_out", c.hidden, c.last_norm_eps)
         self._head = read.head("head.weight", c.vocab_size, c.hidden, self._embedding, c.tied)
         self.weight_bytes = read.num_bytes
         self.matmul_params, self.head_params = read.matmul_params, read.head_params
@@ -108,21 +102,33 @@ class RWKV:
         return self._head(hidden)
 
 
+def state_spec(version: Version, config: RWKVConfig, dtype: torch.dtype) -> StateSpec:
+    """The memory of one sequence. dtype: of the model's projections, and so of what the token shift remembers."""
+    c = config
+    return StateSpec(
+        (
+            StateTensor("wkv", c.layers, version.state(c), torch.float32),
+            StateTensor("time_shift", c.layers, (c.hidden,), dtype),
+            StateTensor("channel_shift", c.layers, (c.hidden,), dtype),
+        )
+    )
+
+
 def read_mixes(read: WeightReader, name: str, parts: str, hidden: int) -> Tensor:
     """The constants `name`_p for each letter p of `parts`, as shares of the token before: [parts, hidden]."""
     mixes = torch.stack([read.vector(f"{name}_{part}", hidden) for part in parts])
     return 1 - mixes if name.endswith("time_mix") else mixes
 
 
-def _read_norm(read: WeightReader, name: str, c: RWKVConfig) -> LayerNorm:
-    return LayerNorm(read.tensor(f"{name}.weight", c.hidden), read.tensor(f"{name}.bias", c.hidden), c.norm_eps)
+def _read_norm(read: WeightReader, name: str, size: int, eps: float) -> LayerNorm:
+    return LayerNorm(read.tensor(f"{name}.weight", size), read.tensor(f"{name}.bias", size), eps)
 
 
 def _read_block(read: WeightReader, name: str, version: Version, c: RWKVConfig) -> RWKVBlock:
     return RWKVBlock(
-        time_norm=_read_norm(read, f"{name}.ln1", c),
+        time_norm=_read_norm(read, f"{name}.ln1", c.hidden, c.norm_eps),
         time=version.time_mix(read, f"{name}.att", c),
-        channel_norm=_read_norm(read, f"{name}.ln2", c),
+        channel_norm=_read_norm(read, f"{name}.ln2", c.hidden, c.norm_eps),
         channel=ChannelMix(
             mix=read_mixes(read, f"{name}.ffn.{version.mixes}", "kr", c.hidden),
             key=read.linear(f"{name}.ffn.key.weight", c.ffn, c.hidden),

@@ -20,7 +20,7 @@ _BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
 @dataclass(frozen=True, slots=True)
 class RWKVConfig:
     """Sizes in elements. `keys`, `values`: channels of time mixing, as a rule as many as `hidden`. `heads`: of time
-    mixing, 0 in RWKV-4, which has none; `head_norm_eps` is of the norm over them."""
+    mixing, 0 in RWKV-4, which has none; `head_norm_eps` is of the norm over them, `last_norm_eps` of the last one."""
 
     layers: int
     hidden: int
@@ -31,6 +31,7 @@ class RWKVConfig:
     heads: int = 0
     norm_eps: float = 1e-5
     head_norm_eps: float = 64e-5
+    last_norm_eps: float = 1e-5  # of transformers' layout too, whatever its config says of the other norms
     tied: bool = False
 
 

@@ -25,8 +25,9 @@ def rwkv4_hf(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
         "layer_norm_epsilon": draw.choice((1e-5, 1e-5, 1e-3)),
         "rescale_every": draw.choice((0, 6)),
         **sizes,
-        "tie_word_embeddings": False,  # the name of transformers' head is not one that it can tie
     }
+    if draw.random() < 0.3:
+        config["tie_word_embeddings"] = sizes["tie_word_embeddings"] = True
     if draw.random() < 0.4:
         config["intermediate_size"], sizes["intermediate_size"] = None, 4 * config["hidden_size"]
     if config["attention_hidden_size"] == config["hidden_size"]:
@@ -37,7 +38,8 @@ def rwkv4_hf(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
 def rwkv4_pth(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
     """One `.pth` file and no config."""
     draw = random.Random(seed)
-    return _write_pth(draw, 4, seed, folder, {**_sizes4(draw), **fixed})
+    sizes = _sizes4(draw)  # the `rwkv` package cannot run other widths of time mixing
+    return _write_pth(draw, 4, seed, folder, {**sizes, "attention_hidden_size": sizes["hidden_size"], **fixed})
 
 
 def rwkv5_pth(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
@@ -174,6 +176,8 @@ def _write_hf(
     oracles: tuple[str, ...],
 ) -> RandomCheckpoint:
     tensors = hf_rwkv_names(rwkv_tensors(version, sizes, seed))
+    if sizes["tie_word_embeddings"]:
+        del tensors["head.weight"]
     dtype = draw.choice(("float32", "bfloat16"))
     container = draw.choice(("safetensors", "sharded", "bin"))
     checkpoints.write_folder(folder, config, tensors, dtype, container)

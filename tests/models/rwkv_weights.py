@@ -74,9 +74,9 @@ def _heads(draw: Draw, config: Mapping[str, Any]) -> Tensors:
 def _attention5(draw: Draw, config: Mapping[str, Any]) -> Tensors:
     heads, keys = config["heads"], config["keys"]
     return {
+        **_heads(draw, config),  # first: the `rwkv` package tells versions apart as it comes along
         **_mixes(draw, "time_mix", "kvrg", config["hidden_size"]),
         "time_decay": draw.uniform(-6.0, 1.0, heads, keys // heads),
-        **_heads(draw, config),
     }
 
 

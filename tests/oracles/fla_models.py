@@ -1,4 +1,4 @@
-"""GLA, Mamba-2, RWKV-6 and RWKV-7 by flash-linear-attention's own models, Triton kernels in Triton's interpreter, fp32."""
+"""GLA, Mamba-2, RWKV-6 and RWKV-7 by flash-linear-attention's own models, fp32, Triton kernels in the interpreter."""
 
 from __future__ import annotations
 
