@@ -40,8 +40,9 @@ class DependentShift:
         mixed, before = token_shift(x, self.mix, last, batch)
         low = rows.tanh(self.down(mixed)).unflatten(-1, (len(self.up), -1))
         shares = torch.stack([up(low[:, i]) for i, up in enumerate(self.up)])
+        now = x.float()
         # Product and sum apart: fused, their bits would depend on where in a vector an element lies.
-        xw, xk, xv, xr, xg = (shares * (before.float() - x.float())).add_(x.float()).to(x.dtype)
+        xw, xk, xv, xr, xg = shares.mul_(before.float() - now).add_(now).to(x.dtype)
         log_decay = rows.exp(self.decay(xw, rows.tanh)).neg_()
         return xk, xv, xr, xg, log_decay.unflatten(-1, (self.heads, -1))
 
