@@ -57,13 +57,18 @@ def detect_pth(shapes: Mapping[str, tuple[int, ...]], file: Path) -> str:
     """The RWKV version of an original `.pth` file, by its tensor names (the test of the `rwkv` package).
 
     Returns:
-        `rwkv<version>_pth`, version being 4, 5, 5.1, 5.2, 6 or 7.
+        `rwkv<version>_pth`, version being 4, 5.0, 5.1, 5.2, 6 or 7.
 
     Raises:
-        UnsupportedModelError: no RWKV model, or RWKV-7 with DeepEmbed.
+        UnsupportedModelError: no RWKV model, one with a tuned state among its tensors, or RWKV-7 with DeepEmbed.
     """
-    if all(name.endswith(".time_state") for name in shapes):
+    tuned = [name for name in shapes if name.endswith(".time_state")]
+    if len(tuned) == len(shapes):
         raise UnsupportedModelError(f"{file} holds a tuned initial state of RWKV, not a model")
+    if tuned:
+        raise UnsupportedModelError(
+            f"{file} holds a tuned initial state ({tuned[0]!r}) beside the model; save the two to files of their own"
+        )
     first_block = {
         name.removeprefix("blocks.0."): shape for name, shape in shapes.items() if name.startswith("blocks.0.")
     }
@@ -73,7 +78,7 @@ def detect_pth(shapes: Mapping[str, tuple[int, ...]], file: Path) -> str:
         )
     if any(name.startswith("ffn.s_emb") for name in first_block):
         raise UnsupportedModelError(
-            f"{file} is RWKV-7 with DeepEmbed ('ffn.s_emb'), which is not served; use a plain RWKV-7"
+            f"{file} is RWKV-7a or RWKV-7b, with DeepEmbed ('ffn.s_emb'), which is not served; use a plain RWKV-7"
         )
     return f"rwkv{_rwkv_version(first_block)}_pth"
 
@@ -135,4 +140,4 @@ def _rwkv_version(first_block: Mapping[str, tuple[int, ...]]) -> str:
     decay = first_block.get("att.time_decay", ())
     if len(decay) > 1 and decay[1] > 1:
         return "5.2"
-    return "5.1" if "att.gate.weight" in first_block else "5"
+    return "5.1" if "att.gate.weight" in first_block else "5.0"

@@ -67,8 +67,12 @@ class WeightReader:
 
     def linear(self, name: str, out: int, into: int, *, bias: str | None = None) -> Linear:
         """A projection [out, into]; `bias` names its bias vector."""
-        self.matmul_params += out * into
-        return Linear(self.matrix(name, out, into), None if bias is None else self.vector(bias, out))
+        return self.projection(self.matrix(name, out, into), None if bias is None else self.vector(bias, out))
+
+    def projection(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        """A projection by tensors that were read before: weight [out, into], in any orientation; bias [out]."""
+        self.matmul_params += weight.numel()
+        return Linear(weight, bias)
 
     def joined(self, parts: Sequence[tuple[str, int]], into: int, *, biases: Sequence[str] = ()) -> Linear:
         """Several projections (name, out) of one input as a single product, outputs side by side.

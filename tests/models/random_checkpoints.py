@@ -13,6 +13,7 @@ from tests.models.checkpoints import RandomCheckpoint
 from tests.models.random_fla import delta_net, gated_deltanet, gla, hgrn, hgrn2, kda, retnet
 from tests.models.random_hybrids import gla_window, recurrent_gemma, samba
 from tests.models.random_mamba import falcon_mamba, mamba2_fla, mamba2_hf, mamba2_orig, mamba_hf, mamba_orig
+from tests.models.random_rwkv import rwkv4_hf, rwkv4_pth, rwkv5_hf, rwkv5_pth, rwkv6_fla, rwkv6_hf, rwkv6_pth
 from tests.models.random_xlstm import xlstm
 
 Config = dict[str, Any]
@@ -97,6 +98,13 @@ TINY: dict[str, Writer] = {
     "delta_net": delta_net,
     "gated_deltanet": gated_deltanet,
     "kda": kda,
+    "rwkv4_hf": rwkv4_hf,
+    "rwkv4_pth": rwkv4_pth,
+    "rwkv5_hf": rwkv5_hf,
+    "rwkv5_pth": rwkv5_pth,
+    "rwkv6_fla": rwkv6_fla,
+    "rwkv6_hf": rwkv6_hf,
+    "rwkv6_pth": rwkv6_pth,
     "rwkv7_fla": rwkv7_fla,
     "rwkv7_pth": rwkv7_pth,
     "samba": samba,
