@@ -90,9 +90,11 @@ class MainTier:
         """Deletes a record, and its content if no other refers to it. Returns whether it was the last one."""
         with self.blobs.exclusive():
             last = not any(other.content == record.content and other.key != record.key for other in self.table.all())
-            if last:
-                self._delete_content(record.content)
+            gone = last and self._delete_content(record.content)
             self.table.delete(record)
+        if gone:
+            # Outside: whoever makes room waits for the tier's lock while it keeps the budget's.
+            self.budget.forget(record.content)
         return last
 
     def sweep(self) -> None:
@@ -115,12 +117,13 @@ class MainTier:
             if self.table.replace(record, found[1]):
                 return record
 
-    def _delete_content(self, digest: str) -> None:
+    def _delete_content(self, digest: str) -> bool:
+        """Deletes a content now, or notes that it is to be deleted once it may be. Returns which."""
         if all(settled(self.blobs, info) for info in stored_infos(self.blobs, digest)):
             delete_content(self.blobs, digest)
-            self.budget.forget(digest)
-        else:
-            self.blobs.put(f"{DELETED}{digest}", b"")
+            return True
+        self.blobs.put(f"{DELETED}{digest}", b"")
+        return False
 
     def _clear(self, pending: dict[str, int], partly: bool) -> dict[str, int]:
         with self.blobs.exclusive():
@@ -152,8 +155,9 @@ class MainTier:
             over = [record for record in content.records if is_expired(record, now) and record.id not in held]
             if not over:
                 continue
-            if len(over) == len(content.records) and content.digest not in pending:
-                self._delete_content(content.digest)
+            content.records = [record for record in content.records if record not in over]
+            unused = not content.records and content.digest not in pending
+            if unused and self._delete_content(content.digest):
                 del catalogue.contents[content.digest]
             for record in over:
                 self.table.delete(record)

@@ -213,7 +213,8 @@ class StateStore:
 
     def children(self, owner: str, id: str) -> list[StateRecord]:
         """The states that go on from a state, newest first, also if that state is gone."""
-        found = [record for record in self._living(owner) if record.parent == check_id(id)]
+        parent = check_id(id)
+        found = [record for record in self._living(owner) if record.parent == parent]
         return sorted(found, key=_newest_first)
 
     @contextmanager

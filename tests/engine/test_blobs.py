@@ -78,7 +78,7 @@ def test_keys_cannot_leave_their_place(blobs: Blobs, key: str) -> None:
 
 def test_a_server_that_is_not_there_is_named() -> None:
     port = free_port()
-    with pytest.raises(StoreUnavailableError, match=f"127.0.0.1:{port}.*is the server running"):
+    with pytest.raises(StoreUnavailableError, match=rf"127\.0\.0\.1:{port}.*is the server running"):
         RedisBlobs(f"redis://user:secret@127.0.0.1:{port}")
 
 
@@ -92,7 +92,7 @@ def test_an_object_store_that_does_not_answer_is_named(monkeypatch: pytest.Monke
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    with pytest.raises(StoreUnavailableError, match="s3://states/a.*AWS_ENDPOINT_URL"):
+    with pytest.raises(StoreUnavailableError, match=r"s3://states/a.*AWS_ENDPOINT_URL"):
         ObjectBlobs("s3://states/a").get("content/a")
 
 
