@@ -97,7 +97,7 @@ class RedisBlobs:
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         with self._errors():
-            lines = cast("dict[bytes, bytes]", self._client.hgetall(_index(prefix.rstrip('/'))))
+            lines = cast("dict[bytes, bytes]", self._client.hgetall(_index(prefix.rstrip("/"))))
         found = [_info(key.decode(), line) for key, line in lines.items()]
         return (info for info in found if info.key.startswith(prefix))
 
