@@ -1,4 +1,4 @@
-"""A writer that is killed: forks a process that puts, deletes and evicts for as long as it lives, for every line it reads.
+"""Forks a process that puts, forks, deletes and evicts for as long as it lives, for every line that is read.
 
 Run as `python store_writer.py FOLDER BUDGET`. For each line, a seed, it prints `pid N`, then `kept ID` after every put
 that has returned, then `dead` when the process has died.

@@ -24,7 +24,7 @@ from tests.engine.store_samples import ALICE, Clock, content, ids, one_tier, put
 
 BUDGET = 400_000
 KILLS = 50
-LONGEST_LIFE = 0.03  # seconds; a put takes about a millisecond
+LONGEST_LIFE = 0.06  # seconds: a few puts
 
 
 @pytest.fixture
@@ -42,8 +42,13 @@ def writer(folder: Path) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-def kill_one(process: subprocess.Popen[str], seed: int, life: float) -> list[str]:
-    """Lets a writer live for `life` seconds after its first put, and returns the ids of the puts that had returned."""
+def kill_one(process: subprocess.Popen[str], seed: int) -> list[str]:
+    """Kills a writer at a random moment, a fifth of them before their first put returns.
+
+    Returns the ids of the puts that had returned.
+    """
+    chance = random.Random(seed)
+    victim = "pid" if chance.random() < 0.2 else "kept"
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(f"{seed}\n")
@@ -56,21 +61,21 @@ def kill_one(process: subprocess.Popen[str], seed: int, life: float) -> list[str
             break
         if word == "pid":
             pid = int(value)
-            time.sleep(life)
-            os.kill(pid, signal.SIGKILL)
         else:
             kept.append(value)
+        if word == victim and len(kept) <= 1:
+            time.sleep(chance.uniform(0, LONGEST_LIFE))
+            os.kill(pid, signal.SIGKILL)
     return kept
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_killed_writer_leaves_every_listed_state_whole(tmp_path: Path, seed: int) -> None:
     print(f"seed {seed}")
-    chance = random.Random(seed)
     returned = 0
     with writer(tmp_path) as process:
         for kill in range(KILLS):
-            kept = kill_one(process, seed * KILLS + kill, chance.uniform(0, LONGEST_LIFE))
+            kept = kill_one(process, seed * KILLS + kill)
             blobs = FolderBlobs(tmp_path)
             assert list((tmp_path / "tmp").iterdir()) == []
             store = StateStore([Tier(blobs, BUDGET)])
@@ -126,8 +131,7 @@ def test_a_small_disk_fills_and_goes_on(tmp_path: Path) -> None:
         store = one_tier(FolderBlobs(tmp_path / "disk" / "states"), Clock())
         stored = []
         with pytest.raises(StoreUnavailableError, match="the disk is full"):
-            for seed in range(100):
-                stored.append(put(store, content(seed, size=100_000)))
+            stored.extend(put(store, content(seed, size=100_000)) for seed in range(100))
         assert sorted(ids(store.page(ALICE, limit=100))) == sorted(ids(stored))
         for record in stored:
             store.read(ALICE, record.id)

@@ -46,7 +46,7 @@ def test_a_damaged_record_is_an_error_until_it_is_repaired(blobs: Blobs) -> None
 
 def fork_of(record: bytes) -> bytes:
     """The record of another state, under this one's key."""
-    return record.replace(b'"id": "st_', b'"id": "st_f')[:-1] + b"}"
+    return record.replace(b'"id": "st_', b'"id": "st_f')
 
 
 def test_repair_finds_damaged_contents_and_leaves_what_is_no_state(blobs: Blobs) -> None:
