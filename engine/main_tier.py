@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from ostinato.engine.blobs import Data
 from ostinato.engine.errors import StateDamagedError, StateNotFoundError
+from ostinato.engine.holds import Holds
 from ostinato.engine.state_content import (
     PackedContent,
     delete_content,
@@ -32,14 +33,14 @@ _log = logging.getLogger(__name__)
 
 
 class MainTier:
-    """Records and contents of one tier, and its eviction. Thread-safe; `held` says which ids may not be evicted."""
+    """Records and contents of one tier, and its eviction. Thread-safe; what `holds` names is not evicted."""
 
-    def __init__(self, tier: Tier, clock: Callable[[], float], held: Callable[[], Collection[str]]) -> None:
+    def __init__(self, tier: Tier, clock: Callable[[], float], holds: Holds) -> None:
         self.blobs = tier.blobs
         self.table = RecordTable(tier.blobs)
         self._limit = tier.budget_bytes
         self._clock = clock
-        self._held = held
+        self._holds = holds
         self.budget = Budget(tier, self._clear, clock)
 
     def put(self, packed: PackedContent, record: StateRecord) -> StateRecord:
@@ -150,7 +151,7 @@ class MainTier:
             self.blobs.delete(note.key)
 
     def _drop_expired(self, catalogue: Catalogue, pending: Collection[str]) -> None:
-        now, held = self._clock(), self._held()
+        now, held = self._clock(), self._holds.ids()
         for content in list(catalogue.contents.values()):
             over = [record for record in content.records if is_expired(record, now) and record.id not in held]
             if not over:
@@ -164,7 +165,7 @@ class MainTier:
 
     def _evict(self, catalogue: Catalogue, pending: dict[str, int], partly: bool) -> None:
         excess = 0 if self._limit is None else sum({**catalogue.sizes, **pending}.values()) - self._limit
-        held = self._held()
+        held = self._holds.ids()
 
         def protected(content: StoredContent) -> bool:
             kept = any(record.pinned or record.id in held for record in content.records)
