@@ -6,8 +6,8 @@
 
 The store deals in bytes: what is in a content is the snapshot's affair (`engine/snapshots.py`). Contents are named by
 their SHA-256, verified at every read, and kept once, however many states share one. The last tier holds all records and
-contents; tiers before it are caches of contents, filled by `put` and `read`. What is
-written and deleted in which order is in `main_tier.py`.
+contents; tiers before it are caches of contents, filled by `put` and `read`. `main_tier.py` says what is written and
+deleted in which order, and how processes share a store.
 
 **What is evicted.** Only for room, when a tier's budget of stored bytes would be exceeded; what has expired goes first.
 Then the contents go that were used least recently, each with all states that share it, but never one that is pinned,
