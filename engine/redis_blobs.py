@@ -97,7 +97,7 @@ class RedisBlobs:
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         with self._errors():
-            lines = cast("dict[bytes, bytes]", self._client.hgetall(_index(prefix)))
+            lines = cast("dict[bytes, bytes]", self._client.hgetall(_index(prefix.rstrip("/"))))
         found = [_info(key.decode(), line) for key, line in lines.items()]
         return (info for info in found if info.key.startswith(prefix))
 
@@ -151,7 +151,7 @@ def _blob(key: str) -> str:
 
 
 def _index(key: str) -> str:
-    return f"{_PREFIX}index:{key.partition('/')[0]}"
+    return f"{_PREFIX}index:{check_key(key).partition('/')[0]}"
 
 
 def _info(key: str, line: bytes) -> BlobInfo:
