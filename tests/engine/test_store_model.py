@@ -80,7 +80,7 @@ class Model:
             assert (found.pinned, found.expires, found.parent) == (record.pinned, record.expires, record.parent)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(OPERATIONS)
 def test_the_store_does_what_a_dictionary_does(operations: list[tuple[str, str, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
