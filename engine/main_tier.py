@@ -67,6 +67,11 @@ class MainTier:
                     self.table.delete(fork)
                 raise StateNotFoundError(f"no state {parent.id}")
 
+    def replace(self, record: StateRecord, version: str) -> bool:
+        """Changes a record, unless it is not of this version any more. Nobody evicts a state while it is pinned."""
+        with self.blobs.exclusive():
+            return self.table.replace(record, version)
+
     def load(self, record: StateRecord) -> Data:
         """The verified content.
 
@@ -110,11 +115,14 @@ class MainTier:
 
     def _write_record(self, new: StateRecord) -> StateRecord:
         while True:
-            found = self.table.get(new.owner, new.id)
+            try:
+                found = self.table.get(new.owner, new.id)
+            except StateDamagedError:
+                found = None
             if found is None:
                 self.table.put(new)
                 return new
-            record = _merge(found[0], new)
+            record = new if is_expired(found[0], self._clock()) else _merge(found[0], new)
             if self.table.replace(record, found[1]):
                 return record
 

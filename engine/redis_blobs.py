@@ -29,6 +29,7 @@ _PREFIX = "ostinato:"
 _LONGEST_VALUE = 512 << 20
 _TIMEOUT = 30.0
 _LOCK_SECONDS = 20.0
+_POLL_SECONDS = 0.005
 
 
 class RedisBlobs:
@@ -103,7 +104,9 @@ class RedisBlobs:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        lock = self._client.lock(f"{_PREFIX}lock", timeout=_LOCK_SECONDS, blocking_timeout=2 * _LOCK_SECONDS)
+        lock = self._client.lock(
+            f"{_PREFIX}lock", timeout=_LOCK_SECONDS, sleep=_POLL_SECONDS, blocking_timeout=2 * _LOCK_SECONDS
+        )
         with self._errors():
             if not lock.acquire():
                 raise StoreUnavailableError(f"{self.name}: another server has held the lock for too long: try again")

@@ -170,7 +170,7 @@ class StateStore:
                 pinned=old.pinned if pinned is None else pinned,
                 expires=old.expires if isinstance(expires, Keep) else expires,
             )
-            if self._main.table.replace(record, version):
+            if self._main.replace(record, version):
                 return record
 
     def delete(self, owner: str, id: str) -> None:

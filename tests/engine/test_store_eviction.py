@@ -34,6 +34,14 @@ def test_time_to_live_ends_a_state_even_a_pinned_one(store: StateStore, blobs: B
     assert content_names(blobs) == [f"content/{lasting.content}.safetensors"]
 
 
+def test_an_expired_state_that_is_stored_again_is_a_new_one(store: StateStore, clock: Clock) -> None:
+    put(store, content(1), expires=clock.now + 10, labels=["old"], pinned=True)
+    clock.tick(10)
+    again = put(store, content(1), labels=["new"])
+    assert (again.created, again.expires, again.labels, again.pinned) == (clock.now, None, ("new",), False)
+    assert store.page(ALICE) == [again]
+
+
 def test_an_expired_state_leaves_the_content_to_those_who_share_it(store: StateStore, clock: Clock) -> None:
     short = put(store, content(1), expires=clock.now + 10)
     lasting = put(store, content(1), owner=BOB)

@@ -44,6 +44,13 @@ def test_a_damaged_record_is_an_error_until_it_is_repaired(blobs: Blobs) -> None
     assert ids(store.page(ALICE)) == [record.id]
 
 
+def test_storing_a_state_again_heals_its_record(blobs: Blobs) -> None:
+    store = one_tier(blobs, Clock())
+    record = put(store, snapshot(1))
+    blobs.put(record.key, b"{")
+    assert put(store, snapshot(1)) == record == store.record(ALICE, record.id)
+
+
 def fork_of(record: bytes) -> bytes:
     """The record of another state, under this one's key."""
     return record.replace(b'"id": "st_', b'"id": "st_f')
