@@ -23,7 +23,7 @@ from ostinato.engine.snapshot_file import SnapshotFormat
 from ostinato.engine.snapshot_header import Fingerprint
 from ostinato.engine.state_pool import StatePool
 from ostinato.engine.tokenizer import Tokenizer, find_tokenizer, load_tokenizer, resolve_eos
-from ostinato.kernels import dispatch
+from ostinato.kernels import dispatch, tape
 from ostinato.models.base import Model
 from ostinato.models.checkpoint import Checkpoint, Progress, open_checkpoint
 from ostinato.models.fingerprint import config_fingerprint, weights_fingerprint
@@ -137,9 +137,10 @@ def _batch_invariant(config: EngineConfig, model: Model, device: torch.device) -
 
 def _runner(config: EngineConfig, model: Model, slots: int, device: torch.device) -> Runner:
     capture = CUDACapture() if config.cuda_graphs and dispatch.can_capture(device) else None
+    record = tape.record if dispatch.can_record(device) else None
     pool = StatePool(model.state_spec, slots, device)
     try:
-        return Runner(model, pool, device, batch_invariant=config.batch_invariant, capture=capture)
+        return Runner(model, pool, device, batch_invariant=config.batch_invariant, capture=capture, record=record)
     except torch.OutOfMemoryError as error:
         raise CapacityError(
             f"no memory is left to capture decode steps of up to {slots} sequences on {device}: "
