@@ -19,6 +19,8 @@ _DESCRIPTIONS = {
     "mamba_ssm": "Mamba in the original state-spaces layout",
     "mamba2_ssm": "Mamba-2 in the original state-spaces layout",
 }
+# Early conversions of RWKV-5 call their class as RWKV-4's is called.
+_BY_MODEL_TYPE = {("RwkvForCausalLM", "rwkv5"): "Rwkv5ForCausalLM", ("RwkvForCausalLM", "rwkv6"): "Rwkv6ForCausalLM"}
 _LOOK_ALIKES = {
     "Rwkv7ForCausalLM": (
         "RWKV-7 in a layout that is not read; "
@@ -103,7 +105,7 @@ def _declared_name(config: Mapping[str, Any], config_file: Path) -> str:
     if declared:
         if not isinstance(declared, list) or not isinstance(declared[0], str):
             raise CheckpointError(f"{config_file}: 'architectures' must be a list of names, found {declared!r}")
-        return declared[0]
+        return _BY_MODEL_TYPE.get((declared[0], str(config.get("model_type"))), declared[0])
     if config.keys() >= _STATE_SPACES_KEYS:
         ssm_config = config["ssm_cfg"]
         if not isinstance(ssm_config, dict):
