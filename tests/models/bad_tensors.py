@@ -30,6 +30,13 @@ FAMILIES = [
     Family("rwkv7_fla", SAFETENSORS, "model.layers.1.attn.r_proj.weight", "RWKV7ForCausalLM"),
     Family("rwkv7_pth", PTH, "blocks.1.att.w1", "RWKV-7 as .pth file"),
     Family("gla", SAFETENSORS, "model.layers.1.attn.q_proj.weight", "GLAForCausalLM"),
+    Family("gla_swa", SAFETENSORS, "model.layers.1.attn.k_proj.weight", "GLAForCausalLM"),
+    Family("retnet", SAFETENSORS, "model.layers.1.attn.g_norm_swish_gate.weight", "RetNetForCausalLM"),
+    Family("hgrn", SAFETENSORS, "model.lower_bounds", "HGRNForCausalLM"),
+    Family("hgrn2", SAFETENSORS, "model.layers.1.attn.f_proj.weight", "HGRN2ForCausalLM"),
+    Family("delta_net", SAFETENSORS, "model.layers.1.attn.k_conv1d.weight", "DeltaNetForCausalLM"),
+    Family("gated_deltanet", SAFETENSORS, "model.layers.1.attn.A_log", "GatedDeltaNetForCausalLM"),
+    Family("kda", SAFETENSORS, "model.layers.1.attn.g_proj.1.bias", "KDAForCausalLM"),
 ]
 
 
@@ -109,6 +116,21 @@ CONFIG_CASES = [
         ("layers_a_list", "rwkv7_fla", "num_hidden_layers", [2], r"config\.json: num_hidden_layers must be"),
         ("heads_do_not_divide", "gla", "num_heads", 7, r"config\.json: num_heads is 7"),
         (
+            "odd_heads_do_not_turn",
+            "retnet",
+            "num_heads",
+            16,
+            r"config\.json: num_heads is 32, which does not divide 48",
+        ),
+        ("heads_of_another_size", "hgrn2", "expand_ratio", 7, r"config\.json: expand_ratio is 7, which does not"),
+        (
+            "value_heads_do_not_divide",
+            "kda",
+            "num_v_heads",
+            4,
+            r"config\.json: num_heads is 3, which does not divide 4",
+        ),
+        (
             "heads_against_expand",
             "mamba2_hf",
             "num_heads",
@@ -137,6 +159,7 @@ EPSILONS = [
     ("mamba_hf", "layer_norm_epsilon"),
     ("mamba2_hf", "layer_norm_epsilon"),
     ("gla", "norm_eps"),
+    ("kda", "norm_eps"),
     ("rwkv7_fla", "norm_eps"),
 ]
 SIZES = [
@@ -145,6 +168,11 @@ SIZES = [
     ("gla", "expand_k"),
     ("gla", "expand_v"),
     ("gla", "hidden_ratio"),
+    ("retnet", "expand_k"),
+    ("hgrn", "expand_ratio"),
+    ("delta_net", "expand_v"),
+    ("gated_deltanet", "expand_v"),
+    ("kda", "expand_v"),
     ("rwkv7_fla", "hidden_ratio"),
 ]
 FFN_SIZE = {"intermediate_size": None}

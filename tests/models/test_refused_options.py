@@ -17,6 +17,8 @@ from ostinato.models.registry import load_model
 from tests.models.random_checkpoints import TINY
 
 ATTENTION = {"layers": [0], "num_heads": 2, "window_size": 32}
+WHOLE = {"layers": [0], "num_heads": 1}
+FLA = ("gla", "retnet", "hgrn", "hgrn2", "delta_net", "gated_deltanet", "kda")
 REFUSED: list[tuple[str, str, Any]] = [
     ("mamba_hf", "hidden_act", "gelu"),
     ("mamba_hf", "hidden_act", "relu"),
@@ -32,15 +34,27 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("mamba2_orig", "rms_norm", False),
     ("mamba2_orig", "d_intermediate", 64),
     ("mamba2_orig", "attn_layer_idx", [0]),
-    ("gla", "hidden_act", "powlu"),
-    ("gla", "hidden_act", "gelu"),
+    *(
+        (family, option, value)
+        for family in FLA
+        for option, value in (
+            ("hidden_act", "powlu"),
+            ("hidden_act", "gelu"),
+            ("attn", WHOLE),
+            ("attnres_block_size", 4),
+        )
+    ),
+    *((family, "elementwise_affine", False) for family in ("gla", "retnet", "hgrn", "hgrn2")),
+    *((family, "use_short_conv", True) for family in ("gla", "retnet", "hgrn", "hgrn2")),
+    *((family, "use_short_conv", False) for family in ("delta_net", "gated_deltanet", "kda")),
     ("gla", "feature_map", "relu"),
-    ("gla", "use_short_conv", True),
-    ("gla", "elementwise_affine", False),
-    ("gla", "attn", ATTENTION),
     ("gla", "use_gv", True),
     ("gla", "gate_logit_normalizer", 8),
-    ("gla", "attnres_block_size", 4),
+    ("retnet", "feature_map", "relu"),
+    ("delta_net", "use_beta", False),
+    ("delta_net", "qk_norm", "sum"),
+    ("delta_net", "qk_activation", "relu"),
+    ("gated_deltanet", "output_gate_activation", "tanh"),
     ("rwkv7_fla", "hidden_act", "relu"),
     ("rwkv7_fla", "attn", ATTENTION),
     ("rwkv7_fla", "norm_bias", False),
@@ -71,6 +85,12 @@ def test_option_is_refused_by_name(family: str, option: str, value: Any, tmp_pat
         ("gla", "fuse_cross_entropy", True),
         ("gla", "share_conv_kernel", True),
         ("gla", "max_position_embeddings", 7),
+        ("retnet", "attn_mode", "parallel"),
+        ("delta_net", "norm_first", True),
+        ("delta_net", "use_output_norm", False),
+        ("delta_net", "use_elu", True),
+        ("gated_deltanet", "qk_norm", "l2"),
+        ("kda", "safe_gate", True),
         ("rwkv7_fla", "attn_mode", "fused_recurrent"),
         ("mamba_hf", "rescale_prenorm_residual", True),
         ("mamba_hf", "time_step_max", 0.5),
