@@ -34,16 +34,9 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("mamba2_orig", "rms_norm", False),
     ("mamba2_orig", "d_intermediate", 64),
     ("mamba2_orig", "attn_layer_idx", [0]),
-    *(
-        (family, option, value)
-        for family in FLA
-        for option, value in (
-            ("hidden_act", "powlu"),
-            ("hidden_act", "gelu"),
-            ("attn", WHOLE),
-            ("attnres_block_size", 4),
-        )
-    ),
+    *((family, "hidden_act", act) for family in FLA for act in ("powlu", "gelu")),
+    *((family, "attn", WHOLE) for family in FLA),
+    *((family, "attnres_block_size", 4) for family in FLA),
     *((family, "elementwise_affine", False) for family in ("gla", "retnet", "hgrn", "hgrn2")),
     *((family, "use_short_conv", True) for family in ("gla", "retnet", "hgrn", "hgrn2")),
     *((family, "use_short_conv", False) for family in ("delta_net", "gated_deltanet", "kda")),
