@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Architecture (HF's name, or the layout's where a format has none) -> "module:function", imported when first needed.
 ARCHITECTURES = {
+    "BambaForCausalLM": "bamba:load",
+    "FalconH1ForCausalLM": "falcon_h1:load",
     "GLAForCausalLM": "gla:load",
     "Mamba2ForCausalLM": "mamba2:load_hf",
     "MambaForCausalLM": "mamba:load_hf",

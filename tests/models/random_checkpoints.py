@@ -12,6 +12,7 @@ from tests.models import checkpoints, weights
 from tests.models.checkpoints import RandomCheckpoint
 from tests.models.random_hybrids import gla_window, recurrent_gemma, samba
 from tests.models.random_mamba import mamba2_fla, mamba2_hf, mamba2_orig, mamba_hf, mamba_orig
+from tests.models.random_mamba2_hybrids import bamba, falcon_h1
 
 Config = dict[str, Any]
 
@@ -120,6 +121,8 @@ def _rwkv7_sizes(draw: random.Random, head_dims: tuple[int, ...] = (64,)) -> Con
 
 Writer = Callable[..., RandomCheckpoint]
 TINY: dict[str, Writer] = {
+    "bamba": bamba,
+    "falcon_h1": falcon_h1,
     "mamba_hf": mamba_hf,
     "mamba_orig": mamba_orig,
     "mamba2_hf": mamba2_hf,
