@@ -10,6 +10,7 @@ import torch
 
 from tests.models import bad_files as bad
 from tests.models.bad_cases import BIN, PTH, SAFETENSORS, BadCase
+from tests.models.bad_options import OPTION_CASES
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ FAMILIES = [
     Family("rwkv7_fla", SAFETENSORS, "model.layers.1.attn.r_proj.weight", "RWKV7ForCausalLM"),
     Family("rwkv7_pth", PTH, "blocks.1.att.w1", "RWKV-7 as .pth file"),
     Family("gla", SAFETENSORS, "model.layers.1.attn.q_proj.weight", "GLAForCausalLM"),
+    Family("based", BIN, "model.transformer.layers.2.mixer.Wqkv.weight", "BASED in its authors' layout"),
 ]
 
 
@@ -218,6 +220,7 @@ NO_SUCH_BLOCK = BadCase(
 LOADING_CASES = [
     *(case for family in FAMILIES for case in family_cases(family)),
     *CONFIG_CASES,
+    *OPTION_CASES,
     LOW_RANK_SCALAR,
     NO_SUCH_BLOCK,
     BLOCK_OF_5000_DIGITS,

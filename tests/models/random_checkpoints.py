@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.models import checkpoints, weights
 from tests.models.checkpoints import RandomCheckpoint
+from tests.models.random_based import based
 from tests.models.random_mamba import falcon_mamba, mamba2_fla, mamba2_hf, mamba2_orig, mamba_hf, mamba_orig
 from tests.models.random_xlstm import xlstm
 
@@ -130,4 +131,5 @@ TINY: dict[str, Writer] = {
     "rwkv7_pth": rwkv7_pth,
     "falcon_mamba": falcon_mamba,
     "xlstm": xlstm,
+    "based": based,
 }

@@ -52,6 +52,7 @@ Record = Callable[[str, object], None]
         ("fla_naive", "gla"),
         ("mamba", "falcon_mamba"),
         ("xlstm", "xlstm"),
+        ("based", "based"),
     ],
 )
 def test_oracle_reproduces_the_golden_logits(name: str, golden: str, oracle: Oracles) -> None:
