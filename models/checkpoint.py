@@ -136,14 +136,15 @@ class Checkpoint:
         file = self._file_of[name]
         if name not in self._left:
             raise CheckpointError(f"{file.path}: tensor {name!r} was taken before, or this is closed")
-        if info.shape != tuple(shape):
-            raise CheckpointError(
-                f"{file.path}: tensor {name!r} has shape {info.shape}, but {tuple(shape)} is expected"
-            )
         if info.dtype not in STORED_DTYPES:
             allowed = ", ".join(_dtype_name(dtype) for dtype in STORED_DTYPES)
             raise CheckpointError(
                 f"{file.path}: tensor {name!r} has dtype {_dtype_name(info.dtype)}, expected one of {allowed}"
+                + "; quantized weights are not read" * (info.dtype.itemsize == 1)
+            )
+        if info.shape != tuple(shape):
+            raise CheckpointError(
+                f"{file.path}: tensor {name!r} has shape {info.shape}, but {tuple(shape)} is expected"
             )
         tensor = file.load(name)
         self._consume(name)

@@ -10,6 +10,7 @@ import torch
 
 from tests.models import bad_files as bad
 from tests.models.bad_cases import BIN, PTH, SAFETENSORS, BadCase
+from tests.models.bad_options import OPTION_CASES
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ FAMILIES = [
     Family("delta_net", SAFETENSORS, "model.layers.1.attn.k_conv1d.weight", "DeltaNetForCausalLM"),
     Family("gated_deltanet", SAFETENSORS, "model.layers.1.attn.A_log", "GatedDeltaNetForCausalLM"),
     Family("kda", SAFETENSORS, "model.layers.1.attn.dt_bias", "KDAForCausalLM"),
+    Family("based", BIN, "model.transformer.layers.2.mixer.Wqkv.weight", "BASED in its authors' layout"),
 ]
 
 
@@ -237,6 +239,7 @@ NO_SUCH_BLOCK = BadCase(
 LOADING_CASES = [
     *(case for family in FAMILIES for case in family_cases(family)),
     *CONFIG_CASES,
+    *OPTION_CASES,
     LOW_RANK_SCALAR,
     NO_SUCH_BLOCK,
     BLOCK_OF_5000_DIGITS,

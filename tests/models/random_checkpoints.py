@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.models import checkpoints, weights
 from tests.models.checkpoints import RandomCheckpoint
+from tests.models.random_based import based
 from tests.models.random_fla import delta_net, gated_deltanet, gla, hgrn, hgrn2, kda, retnet
 from tests.models.random_hybrids import recurrent_gemma, samba
 from tests.models.random_mamba import falcon_mamba, mamba2_fla, mamba2_hf, mamba2_orig, mamba_hf, mamba_orig
@@ -112,4 +113,5 @@ TINY: dict[str, Writer] = {
     "samba": samba,
     "falcon_mamba": falcon_mamba,
     "xlstm": xlstm,
+    "based": based,
 }

@@ -64,6 +64,7 @@ Record = Callable[[str, object], None]
         ("mamba", "falcon_mamba"),
         ("xlstm", "xlstm"),
         *(("fla_naive", golden) for golden in FLA_GOLDENS),
+        ("based", "based"),
     ],
 )
 def test_oracle_reproduces_the_golden_logits(name: str, golden: str, oracle: Oracles) -> None:

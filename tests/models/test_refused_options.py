@@ -6,6 +6,8 @@ Each is set in the config of an otherwise correct checkpoint.
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.errors import UnsupportedModelError
 from ostinato.models.registry import load_model
+from tests.models.goldens import PATHS
 from tests.models.random_checkpoints import TINY
 
 ATTENTION = {"layers": [0], "num_heads": 2, "window_size": 32}
@@ -62,6 +65,38 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("rwkv7_fla", "value_dim", 1024),
     ("rwkv7_fla", "value_dim", [7]),
     ("rwkv7_fla", "num_heads", 5),
+    ("falcon_mamba", "hidden_act", "gelu"),
+    ("xlstm", "use_bias", True),
+    ("xlstm", "add_out_norm", False),
+    ("xlstm", "add_post_norm", True),
+    ("xlstm", "add_qk_norm", True),
+    ("xlstm", "tie_word_embeddings", True),
+    ("xlstm", "weight_mode", "quantized"),
+    ("xlstm", "gate_soft_cap", 40.0),
+    ("xlstm", "eps", 1e-3),
+    ("based", "activation_function", "gelu"),
+    ("based", "rms_norm", False),
+    ("based", "prenorm", False),
+    ("based", "parallel_block", True),
+    ("based", "mlp_type", "glu"),
+    ("based", "scale_attn_weights", False),
+    ("based", "scale_attn_by_inverse_layer_idx", True),
+    ("based", "rotary_emb_interleaved", True),
+    ("based", "rotary_emb_scale_base", 512),
+    ("based", "qkv_proj_bias", True),
+    ("based", "mlp_fc1_bias", True),
+]
+BASED_MIXERS: list[tuple[str, str, Any]] = [
+    ("mixer", "_target_", "based.models.mixers.hyena.HyenaOperator"),
+    ("mixer", "bidirectional", True),
+    ("alt_mixer", "_target_", "train.src.models.mixers.prefix_linear_attention.PrefixLinearAttention"),
+    ("alt_mixer", "fixed_decay", True),
+    ("alt_mixer", "eps", 1e-6),
+    ("alt_mixer", "feature_map", None),
+    ("alt_mixer", "feature_map", {"_target_": "based.models.mixers.linear_attention.TaylorExp", "input_dim": 64}),
+    ("alt_mixer", "feature_map", {"_target_": "based.models.mixers.hedgehog.Hedgehog", "input_dim": 8}),
+    ("alt_mixer_2", "_target_", "flash_attn.modules.mha.MHA"),
+    ("alt_mixer_2", "dropout_add", 0.5),
 ]
 
 
@@ -103,6 +138,10 @@ def test_option_is_refused_by_name(family: str, option: str, value: Any, tmp_pat
         ("mamba2_hf", "chunk_size", 7),
         ("mamba2_hf", "time_step_max", 0.5),
         ("mamba2_orig", "attn_cfg", {"num_heads": 4}),
+        ("falcon_mamba", "use_mambapy", True),
+        ("xlstm", "chunkwise_kernel", "chunkwise--triton_xl_chunk"),
+        ("based", "fused_mlp", True),
+        ("based", "use_flash_attn", False),
     ],
     ids=lambda value: named(value),
 )
@@ -124,6 +163,24 @@ def test_option_of_the_original_mamba2_block_is_refused_by_name(option: str, val
     with pytest.raises(UnsupportedModelError, match=option) as refused:
         load_model(open_checkpoint(folder))
     assert str(folder / "config.json") in str(refused.value)
+
+
+@pytest.mark.parametrize(("mixer", "option", "value"), BASED_MIXERS, ids=lambda value: named(value))
+def test_option_of_a_layer_of_based_is_refused_by_name(mixer: str, option: str, value: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(PATHS["based"], tmp_path / "based", copy_function=shutil.copyfile)
+    arguments = json.loads((folder / "config.json").read_text())[mixer]
+    set_option(folder, {mixer: {**arguments, option: value}})
+    named_or_class = option if option != "_target_" else str(value)
+    with pytest.raises(UnsupportedModelError, match=re.escape(named_or_class)) as refused:
+        load_model(open_checkpoint(folder))
+    assert str(folder / "config.json") in str(refused.value)
+
+
+def test_full_attention_in_based_is_refused(tmp_path: Path) -> None:
+    folder = shutil.copytree(PATHS["based"], tmp_path / "based", copy_function=shutil.copyfile)
+    set_option(folder, {"alt_mixer_2": None})
+    with pytest.raises(UnsupportedModelError, match="layer 2 has full attention"):
+        load_model(open_checkpoint(folder))
 
 
 def set_option(folder: Path, changes: dict[str, Any]) -> None:
