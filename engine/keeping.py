@@ -160,6 +160,8 @@ class Keeper:
                 sequence.stops.add(match.branch)
         elif sequence.origin is None:
             sequence.reuse = Reuse.SCORED if caches else Reuse.OFF
+        if sequence.origin is None and sequence.initial is not None:
+            sequence.origin = sequence.initial
         origin = sequence.origin
         sequence.began = 0 if origin is None else origin.num_read
         self.stats.reuse[sequence.reuse] += 1
@@ -228,4 +230,5 @@ def _snapshot(sequence: Sequence, state: State, log: tuple[int, ...], generation
         params=sequence.params if answers else None,
         seed=sequence.seed if answers and sequence.params.temperature > 0.0 else None,
         open_turn=keep.open_turn,
+        initial=sequence.initial_digest,
     )

@@ -102,6 +102,7 @@ class Checkpoint:
         self.generation_config = generation_config
         self.progress = progress
         self.attention_window: int | None = None
+        self.held_window: int | None = None
         self._described_by = weights.described_by
         self._files = tuple(files)
         self._file_of = locate_tensors(weights, files)
@@ -110,6 +111,11 @@ class Checkpoint:
         self.num_bytes = sum(self._info(name).num_bytes for name in self.names)
         self.dtype = self._prevailing_dtype()
         self._done_bytes = 0
+
+    def hold_window(self, default: int) -> int:
+        """How many tokens this model's layers of full attention hold: `attention_window` or the default."""
+        self.held_window = self.attention_window or default
+        return self.held_window
 
     def has(self, name: str) -> bool:
         """Whether the tensor is on disk, consumed or not."""

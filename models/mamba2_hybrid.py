@@ -95,7 +95,7 @@ def read_config(
         if config.has("head_dim")
         else config.divide("num_attention_heads", mamba.hidden, heads)
     )
-    window = checkpoint.attention_window or ATTENTION_WINDOW
+    window = checkpoint.hold_window(ATTENTION_WINDOW)
     if window <= SINKS:
         raise UnsupportedModelError(f"{file}: an attention window of {window} has no room beside {SINKS} sinks")
     rotary_width, rope_base = read_rotary(config, head, base=10000.0, part=part)
