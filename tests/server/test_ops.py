@@ -42,6 +42,7 @@ async def test_the_model_list_says_what_capacity_planning_needs(client: httpx.As
         "weight_bytes": service.info.weight_bytes,
         "batch_invariant": True,
         "has_tokenizer": True,
+        "initial_states": [],
     }
     assert card["bytes_per_state"] > 0
     assert (await client.get("/v1/models/tiny")).json() == card
