@@ -39,12 +39,17 @@ def test_a_library_in_the_cache_needs_no_compiler(monkeypatch: pytest.MonkeyPatc
 
 def test_compiling_does_not_change_which_library_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A second process, or a second call, must find what the first one built."""
-    monkeypatch.setenv("OSTINATO_CACHE", str(tmp_path))
+    sources, cache = tmp_path / "sources", tmp_path / "cache"
+    sources.mkdir()
+    (sources / "ops.cpp").write_text("int answer() { return 42; }\n")  # the operators would take minutes
+    monkeypatch.setenv("OSTINATO_CACHE", str(cache))
+    monkeypatch.setattr(native, "SOURCES", sources)
     before = native.library_path()
-    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)  # the operators are registered already
-    native._compile(before)
+    assert load_afresh() is None
     assert native.library_path() == before
-    assert before.exists()
+    assert {path.name for path in cache.iterdir()} - {"lock"} == {before.name}
+    monkeypatch.setattr(native, "_compile", lambda library: pytest.fail("compiled again"))
+    assert load_afresh() is None
 
 
 def test_a_damaged_library_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
