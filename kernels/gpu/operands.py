@@ -47,13 +47,8 @@ def dot_dtype(*operands: Tensor) -> torch.dtype:
 
 
 def dot_precision(*operands: Tensor) -> str:
-    """How fp32 tiles of these are multiplied: tf32 holds whatever fp16 and bf16 hold.
-
-    For fp32, a value is the sum of two in tf32, and three products on the matrix units are as good as one in fp32
-    beside them, at a fraction of its time and registers.
-    """
-    wide = any(x.dtype == torch.float32 for x in operands) and model_dtype() == torch.float32
-    return "tf32x3" if wide else "tf32"
+    """How fp32 tiles of these are multiplied: tf32 holds whatever fp16 and bf16 hold, fp32 needs all bits."""
+    return "ieee" if any(x.dtype == torch.float32 for x in operands) else "tf32"
 
 
 @triton.jit

@@ -118,7 +118,6 @@ _MODELS: dict[str, Form] = {
     "gla_340m": _model(4, 256, 128, _vector_decay),
     "rwkv6_7b": _model(64, 64, 64, _vector_decay, _bonus),
     "based_360m": _model(16, 64, 273),
-    "deltanet_1b3": _model(16, 128, 128, _beta, normalize=True),
     "gated_deltanet_370m": _model(8, 128, 128, _scalar_decay, _beta, normalize=True),
     "gated_deltanet_1b3": _model(6, 512, 256, _scalar_decay, _beta, normalize=True),
     "kda_48b": _model(32, 128, 128, _vector_decay, _beta, normalize=True),
