@@ -5,6 +5,7 @@ VENV ?= .venv
 MODEL ?= demo
 HOST ?= 127.0.0.1
 PORT ?= 8000
+WORKERS ?= 2
 BIN := $(VENV)/bin
 
 .PHONY: serve test lint format clean
@@ -13,9 +14,9 @@ BIN := $(VENV)/bin
 serve: $(VENV)/.serve
 	$(BIN)/ostinato serve $(MODEL) --host $(HOST) --port $(PORT)
 
-## run the tests and report coverage
+## run the tests in WORKERS processes, each with a thread and about 4 GB of memory, and report coverage
 test: $(VENV)/.test
-	$(BIN)/pytest -q --cov --cov-report=term:skip-covered
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 ## check format, style, import direction and types
 lint: $(VENV)/.dev build/types/ostinato

@@ -67,7 +67,7 @@ class Runner:
         wanted = [_wanted_rows(chunk, start) for chunk, start in zip(plan.chunks, starts, strict=False)]
         # Copied before the forward pass is launched: a copy to a GPU waits for what runs there.
         rows = torch.tensor([row for rows in wanted for row in rows], dtype=torch.long, device=self._device)
-        with dispatch.running(self._device, batch_invariant=self._batch_invariant):
+        with dispatch.running(self._device, batch_invariant=self._batch_invariant, dtype=self._model.dtype):
             logits = self._logits(self._forward(plan)[rows]) if any(wanted) else self._no_logits(plan)
         return _with_origins(plan, logits, [len(rows) for rows in wanted])
 
@@ -106,7 +106,7 @@ class Runner:
 
     @torch.inference_mode()
     def _captured(self, capture: Capture) -> DecodeGraphs:
-        with dispatch.running(self._device, batch_invariant=self._batch_invariant):
+        with dispatch.running(self._device, batch_invariant=self._batch_invariant, dtype=self._model.dtype):
             return DecodeGraphs(self._model, self._pool.tensors, self._pool.num_slots, self._device, capture)
 
 

@@ -164,14 +164,17 @@ def batch_invariant(device: torch.device, dtype: torch.dtype, asked: bool) -> bo
 
 
 @contextlib.contextmanager
-def running(device: torch.device, *, batch_invariant: bool) -> Iterator[None]:
-    """What a forward pass runs in: Triton launches on the current device, and has a batch-invariant mode."""
+def running(device: torch.device, *, batch_invariant: bool, dtype: torch.dtype = torch.float32) -> Iterator[None]:
+    """What a forward pass runs in: Triton launches on the current device, and has a batch-invariant mode.
+
+    dtype: the model's. Triton's scans round to it what they multiply, in C++ only projections do.
+    """
     if backend(device.type) != "triton":
         yield
         return
     from ostinato.kernels.gpu import mode
 
-    with _current(device), mode.set_to(batch_invariant):
+    with _current(device), mode.set_to(batch_invariant, dtype):
         yield
 
 

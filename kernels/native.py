@@ -2,7 +2,8 @@
 
 They are compiled on first use, for the CPU at hand, and kept under the user's cache folder in a file whose name holds
 the hash of the sources, the flags and the PyTorch version: a stale library is never loaded. The finished file is moved
-into place in one step, so a compilation that was killed, or several at once, leave nothing half-made behind.
+into place in one step, so a compilation that was killed leaves nothing half-made behind. Of several processes that need
+it at once, one compiles and the others wait.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import ninja
 import torch
+from filelock import FileLock
 from torch.utils import cpp_extension
 
 logger = logging.getLogger(__name__)
@@ -77,7 +79,6 @@ def library_path() -> Path:
 
 def _compile(library: Path) -> None:
     """Raises RuntimeError or OSError."""
-    library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder, _ninja_on_path():
         built = cpp_extension.load(
             name=library.stem.replace("-", "_"),
@@ -110,7 +111,7 @@ def _load_cached(library: Path) -> bool:
     try:
         torch.ops.load_library(library)
     except OSError:
-        library.unlink()
+        library.unlink(missing_ok=True)
         return False
     return True
 
@@ -123,12 +124,20 @@ def load() -> str | None:
         return None
     if compiler() is None:
         return "no C++ compiler found (install g++ or clang)"
-    logger.info("compiling the CPU operators (once, about half a minute)")
     try:
-        _compile(library)
+        _compile_once(library)
     except (RuntimeError, OSError) as error:
         return f"compiling the CPU operators failed: {_first_errors(str(error))}"
     return None
+
+
+def _compile_once(library: Path) -> None:
+    """Compiles, or waits for another process to do so, and loads. Raises RuntimeError or OSError."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(library.parent / "lock"):
+        if not _load_cached(library):
+            logger.info("compiling the CPU operators (once, about half a minute)")
+            _compile(library)
 
 
 def _first_errors(output: str) -> str:

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ostinato.kernels.gpu.mode import model_dtype
+
 NORMALIZE_EPS = tl.constexpr(1e-6)
 # Triton's interpreter drops bits where it casts fp32 to bf16, multiplies bf16 tiles as if their bit patterns were
 # integers, and multiplies in fp32 where tf32 is asked for. Here it does what a GPU does.
@@ -36,8 +38,12 @@ def rows(x: Tensor | None, heads: int) -> Rows | None:
 
 
 def dot_dtype(*operands: Tensor) -> torch.dtype:
-    """In which dtype tiles of these are multiplied: bf16 if all are, otherwise fp32 (an fp16 state could overflow)."""
-    return torch.bfloat16 if all(x.dtype == torch.bfloat16 for x in operands) else torch.float32
+    """In which dtype tiles of these are multiplied: bf16 if that is all they hold or the model's dtype, otherwise fp32.
+
+    Never fp16, in which a state could overflow.
+    """
+    narrow = all(x.dtype == torch.bfloat16 for x in operands) or model_dtype() == torch.bfloat16
+    return torch.bfloat16 if narrow else torch.float32
 
 
 def dot_precision(*operands: Tensor) -> str:

@@ -98,10 +98,7 @@ def recurrence(
     normalize: bool = False,
     scale: float = 1.0,
 ) -> Tensor:
-    """`ostinato.kernels.recurrence.recurrence` in Triton, with its batch taken apart; arguments have been checked.
-
-    In batch-invariant mode it goes token by token, whatever the lengths.
-    """
+    """`ostinato.kernels.recurrence.recurrence` in Triton, with its batch taken apart; arguments have been checked."""
     call = Call(
         q=q, k=k, v=v, state=state, src=src, dst=dst, starts=starts, longest=longest, log_decay=log_decay, rate=rate,
         step=step, step_bias=step_bias, beta=beta, a=a, b=b, bonus=bonus, skip=skip, gate=gate, normalize=normalize,
@@ -115,7 +112,7 @@ def recurrence(
 
 def launches(call: Call, y: Tensor) -> list[Launch]:
     """What to launch for `call`, in order. Nothing is read here: tensors may be on the meta device."""
-    if batch_invariant() or call.matrix_decay or call.longest <= LOOP_TOKENS:
+    if batch_invariant() or call.matrix_decay or call.longest <= LOOP_TOKENS or _too_wide(call):
         return [_loop(call, y)]
     chunk = _chunk(call)
     matrices = 4 if call.a is not None else 2 if call.beta is not None else 1
@@ -215,8 +212,7 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-# Launch shapes keep tiles in registers: compiled for compute capability 8.0, 9.0 and 10.0, the kernels spill nothing at
-# the shapes of `recurrence_cases`.
+# Launch shapes keep tiles in registers: at the shapes of `recurrence_cases` nothing is spilled.
 
 
 def _loop_shape(call: Call) -> tuple[int, int]:
@@ -231,17 +227,22 @@ def _wide(call: Call) -> bool:
     return dot_dtype(call.q, call.k, call.v) == torch.float32
 
 
+def _too_wide(call: Call) -> bool:
+    """Whether even the smallest tiles do not fit into registers. In fp32 chunks gain little: no matrix unit has it."""
+    return _wide(call) and padded(call.keys) > (256 if call.beta is None and call.a is None else 64)
+
+
 def _chunk(call: Call) -> int:
     """Tokens of a chunk, by how many tiles [chunk, keys] a form holds at a time."""
-    cells = 2048 if call.a is not None else 4096 if call.beta is not None else 8192
+    cells = 2048 if call.a is not None else 4096 if call.beta is not None or call.vector_decay else 8192
     return max(16, min(64, cells // (4 if _wide(call) else 1) // padded(call.keys)))
 
 
 def _pairs_warps(call: Call) -> int:
-    return 8 if _chunk(call) * padded(call.keys) * (2 if call.vector_decay else 1) > 4096 else 4
+    return 8 if call.a is not None or _chunk(call) * padded(call.keys) * (2 if call.vector_decay else 1) > 4096 else 4
 
 
 def _scan_values(call: Call) -> int:
     """Values of a program that carries the state [values, keys]."""
     more_tiles = call.vector_decay or call.beta is not None or call.a is not None
-    return 16 if _wide(call) or padded(call.keys) > (64 if more_tiles else 256) else 32
+    return 16 if _wide(call) or padded(call.keys) > (32 if more_tiles else 256) else 32

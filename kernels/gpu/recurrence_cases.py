@@ -6,39 +6,43 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ostinato.kernels.gpu import mode
 from ostinato.kernels.gpu.compile import CompileCase
 from ostinato.kernels.gpu.recurrence import Call, launches
 from ostinato.kernels.gpu.recurrence_launch import Launch
 
 _SLOTS, _SEQUENCES = 64, 8
 
+Form = Callable[[int, torch.dtype], Call]
+Optional = Callable[["_Sizes"], dict[str, Tensor]]
+
 
 def compile_cases() -> list[CompileCase]:
-    """What a step and a scan of these models launch, with bf16 operands. Mamba's scan is the kernel of its step."""
-    return cases(torch.bfloat16)
-
-
-def cases(dtype: torch.dtype) -> list[CompileCase]:
-    """`compile_cases` with operands of another precision."""
+    """What a step and a scan of these models launch. Mamba's scan is the kernel of its step."""
     named = {
-        f"{model}_{launch.kernel.__name__}": launch
+        name: launch
         for model, form in _MODELS.items()
-        for tokens in (1, 1024)
-        for launch in _launches(form(tokens, dtype))
+        for dtype in (torch.bfloat16, torch.float32)
+        for name, launch in _launches(model, form, dtype).items()
     }
     return [launch.case(name) for name, launch in named.items()]
 
 
-def _launches(call: Call) -> list[Launch]:
-    return launches(call, _tensor(call.tokens, call.heads, call.values))
+def _launches(model: str, form: Form, dtype: torch.dtype) -> dict[str, Launch]:
+    """In a model of `dtype`, which hands over fp32 all the same: projections and the convolution return it."""
+    found = {}
+    for tokens in (1, 1024):
+        call = form(tokens, torch.float32)
+        with mode.set_to(False, dtype):
+            called = launches(call, _tensor(call.tokens, call.heads, call.values))
+        for launch in called:
+            in_dtype = f" {dtype}".replace("torch.", "") if "DTYPE" in launch.arguments else ""
+            found[f"{model}_{launch.kernel.__name__}{in_dtype}"] = launch
+    return found
 
 
 def _tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
-
-
-Form = Callable[[int, torch.dtype], Call]
-Optional = Callable[["_Sizes"], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,9 @@ _MODELS: dict[str, Form] = {
     "retnet_1b3": _model(8, 512, 256, _scalar_decay),
     "gla_340m": _model(4, 256, 128, _vector_decay),
     "rwkv6_7b": _model(64, 64, 64, _vector_decay, _bonus),
+    "based_360m": _model(16, 64, 273),
     "gated_deltanet_370m": _model(8, 128, 128, _scalar_decay, _beta, normalize=True),
+    "gated_deltanet_1b3": _model(6, 512, 256, _scalar_decay, _beta, normalize=True),
+    "kda_48b": _model(32, 128, 128, _vector_decay, _beta, normalize=True),
     "rwkv7_1b5": _model(32, 64, 64, _vector_decay, _a_and_b),
 }

@@ -138,8 +138,10 @@ assert dispatch.product(x) == "plain"
 assert not dispatch.can_capture(x.device)
 for asked in (True, False):
     assert dispatch.batch_invariant(x.device, x.dtype, asked) is asked
-    with dispatch.running(x.device, batch_invariant=asked):
+    with dispatch.running(x.device, batch_invariant=asked, dtype=torch.bfloat16):
         assert gpu.mode.batch_invariant() is asked
+        assert gpu.mode.model_dtype() == torch.bfloat16
+assert gpu.mode.model_dtype() == torch.float32
 assert used == ["sigmoid"]
 try: rows.silu(x)
 except dispatch.BackendError as error: print(error)

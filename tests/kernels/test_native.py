@@ -1,6 +1,8 @@
 """Building the C++ operators: cached by content, nothing half-made, and a clear reason where it is impossible."""
 
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -37,12 +39,17 @@ def test_a_library_in_the_cache_needs_no_compiler(monkeypatch: pytest.MonkeyPatc
 
 def test_compiling_does_not_change_which_library_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A second process, or a second call, must find what the first one built."""
-    monkeypatch.setenv("OSTINATO_CACHE", str(tmp_path))
+    sources, cache = tmp_path / "sources", tmp_path / "cache"
+    sources.mkdir()
+    (sources / "ops.cpp").write_text("int answer() { return 42; }\n")  # the operators would take minutes
+    monkeypatch.setenv("OSTINATO_CACHE", str(cache))
+    monkeypatch.setattr(native, "SOURCES", sources)
     before = native.library_path()
-    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)  # the operators are registered already
-    native._compile(before)
+    assert load_afresh() is None
     assert native.library_path() == before
-    assert before.exists()
+    assert {path.name for path in cache.iterdir()} - {"lock"} == {before.name}
+    monkeypatch.setattr(native, "_compile", lambda library: pytest.fail("compiled again"))
+    assert load_afresh() is None
 
 
 def test_a_damaged_library_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -54,6 +61,27 @@ def test_a_damaged_library_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert load_afresh() is None
     assert compiled == [library]
     assert not library.exists()
+
+
+def test_of_two_at_once_one_compiles_and_one_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    finished, compiled, both_miss_it = native.library_path(), [], threading.Barrier(2, timeout=60)
+
+    def copy_it(library: Path) -> None:
+        compiled.append(library)
+        shutil.copy(finished, library)
+
+    def compiler() -> str:
+        both_miss_it.wait()  # asked for when the library was not found
+        return "c++"
+
+    monkeypatch.setenv("OSTINATO_CACHE", str(tmp_path))
+    monkeypatch.setattr(native, "compiler", compiler)
+    monkeypatch.setattr(native, "_compile", copy_it)
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    with ThreadPoolExecutor() as threads:
+        reasons = [task.result() for task in [threads.submit(load_afresh) for _ in range(2)]]
+    assert reasons == [None, None]
+    assert compiled == [tmp_path / finished.name]
 
 
 def test_ninja_is_found_in_an_environment_that_is_not_activated(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +101,7 @@ def test_a_failed_compilation_is_reported_and_leaves_nothing_behind(
     monkeypatch.setenv("OSTINATO_CACHE", str(cache))
     monkeypatch.setattr(native, "SOURCES", sources)
     assert "compiling the CPU operators failed" in str(load_afresh())
-    assert list(cache.iterdir()) == []
+    assert {path.name for path in cache.iterdir()} <= {"lock"}
 
 
 def test_other_sources_are_another_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,21 +1,25 @@
-"""Every architecture on the Triton kernels, in Triton's interpreter, in fp32.
+"""Every model on the Triton kernels, in Triton's interpreter, in fp32.
 
-It is slow, and the back end is the whole process's, so one other process computes everything (`triton_run.py`).
+It is slow, so where two architectures call the same operators in the same forms, as two layouts of one model do, one of
+them is run. The back end is the whole process's, so one other process computes everything (`triton_run.py`).
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.registry import load_model
@@ -33,7 +37,46 @@ pytestmark = [
         reason="there is no Triton here: `pip install triton` (Linux) runs its kernels in its interpreter",
     ),
 ]
-each_architecture = pytest.mark.parametrize("architecture", sorted(CHECKPOINTS))
+
+
+class _Calls(TorchDispatchMode):
+    """Collects which operators of ours are called, and in which forms: operands, their dimensions, switches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[tuple[object, ...]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "ostinato":
+            given = {**dict(enumerate(args)), **(kwargs or {})}
+            form = {name: f"{x.dim()} dimensions" if isinstance(x, Tensor) else x for name, x in given.items()}
+            self.found.add((func.name(), *(item for item in form.items() if type(item[1]) not in (int, float))))
+        return func(*args, **(kwargs or {}))
+
+
+@functools.cache
+def forms_of(architecture: str) -> frozenset[tuple[object, ...]]:
+    model = load_model(open_checkpoint(CHECKPOINTS[architecture]), dtype=torch.float32)
+    with _Calls() as calls:
+        Reader(model).read([1, 2, 3])
+    return frozenset(calls.found)
+
+
+def of_different_forms(architectures: list[str]) -> list[str]:
+    """One architecture for each set of forms."""
+    return sorted({forms_of(architecture): architecture for architecture in architectures}.values())
+
+
+RUN = of_different_forms(sorted(CHECKPOINTS, reverse=True))
+each_architecture = pytest.mark.parametrize("architecture", RUN)
+
+
+def test_no_form_is_left_out() -> None:
+    """Two layouts of a model have the same; models have not."""
+    run = {forms_of(architecture) for architecture in RUN}
+    assert {forms_of(architecture) for architecture in CHECKPOINTS} == run
+    assert forms_of("RWKV7ForCausalLM") == forms_of("rwkv7_pth")
+    assert forms_of("MambaForCausalLM") != forms_of("Mamba2ForCausalLM")
 
 
 class Found:
@@ -53,7 +96,7 @@ class Found:
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     path = tmp_path_factory.mktemp("triton") / "found.safetensors"
     environment = os.environ | {"OSTINATO_KERNELS": "triton", "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-W", "error", "-m", "tests.models.triton_run", str(path)]
+    command = [sys.executable, "-W", "error", "-m", "tests.models.triton_run", str(path), *RUN]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return Found(path)

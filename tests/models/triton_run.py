@@ -1,8 +1,8 @@
 """What whole models compute in Triton's interpreter: the back end is chosen once for a process, so this is one.
 
-`OSTINATO_KERNELS=triton TRITON_INTERPRET=1 python -m tests.models.triton_run FILE` writes a safetensors file with the
-names ARCHITECTURE/RUN/WHAT, where WHAT is `logits` or a tensor of the final state; its metadata has what each
-architecture asks of the host during a decode step.
+`OSTINATO_KERNELS=triton TRITON_INTERPRET=1 python -m tests.models.triton_run FILE ARCHITECTURE...` writes a safetensors
+file with the names ARCHITECTURE/RUN/WHAT, where WHAT is `logits` or a tensor of the final state; its metadata has what
+each architecture asks of the host during a decode step.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ OWN = 3  # the slot that is looked at
 MATES = (1, -1)  # another slot, and padding
 
 
-def main(path: str) -> None:
+def main(path: str, architectures: list[str]) -> None:
     found: dict[str, Tensor] = {}
     traffic: dict[str, str] = {}
     with torch.inference_mode():
-        for architecture in CHECKPOINTS:
+        for architecture in architectures:
             model = load_model(open_checkpoint(CHECKPOINTS[architecture]), dtype=torch.float32)
             prompt = golden_prompt(architecture)[0]
             for run, (mode, rounds) in RUNS.items():
@@ -133,4 +133,4 @@ def host_traffic() -> Iterator[list[str]]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2:])

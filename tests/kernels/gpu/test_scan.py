@@ -42,6 +42,15 @@ def test_bf16_operands(form: str) -> None:
     assert state <= 1e-2
 
 
+@pytest.mark.parametrize("form", ["mamba2", "rwkv6", "gated-delta", "rwkv7"])
+def test_fp32_operands_of_a_model_in_bf16(form: str) -> None:
+    """They are rounded where they are multiplied."""
+    with mode.set_to(False, torch.bfloat16):
+        y, state = errors(form, (0, 0, 1, 33, 0, 0), 45, torch.float32)
+    assert 1e-4 < y <= 1e-2
+    assert 1e-4 < state <= 1e-2
+
+
 @pytest.mark.parametrize("form", ["mamba2", "gla", "delta", "rwkv7"])
 def test_fp16_operands_and_a_bf16_state(form: str) -> None:
     y, state = errors(form, (33, 1, 0, 0, 0, 0), 50, torch.float16, torch.bfloat16)
