@@ -76,6 +76,8 @@ class Checkpoint:
         dtype: of the stored weights: the one that most elements have.
         num_bytes: of all tensors on disk.
         progress: see `open_checkpoint`; may be replaced.
+        attention_window: how many tokens layers of full attention hold, which have no window of their own; None leaves
+            it to the model; may be replaced.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Checkpoint:
         self.config = config
         self.generation_config = generation_config
         self.progress = progress
+        self.attention_window: int | None = None
         self._described_by = weights.described_by
         self._files = tuple(files)
         self._file_of = locate_tensors(weights, files)

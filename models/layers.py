@@ -73,12 +73,14 @@ class WeightReader:
     def joined(self, parts: Sequence[tuple[str, int]], into: int, *, biases: Sequence[str] = ()) -> Linear:
         """Several projections (name, out) of one input as a single product, outputs side by side.
 
-        `biases` names a bias vector for each, or is empty.
+        `biases` names the bias of each, or nothing where they have none.
         """
         self.matmul_params += into * sum(out for _, out in parts)
         weight = torch.cat([self.matrix(name, out, into) for name, out in parts])
-        vectors = [self.vector(bias, out) for bias, (_, out) in zip(biases, parts, strict=True)] if biases else None
-        return Linear(weight, None if vectors is None else torch.cat(vectors))
+        if not biases:
+            return Linear(weight)
+        bias = [self.vector(name, out) for name, (_, out) in zip(biases, parts, strict=True)]
+        return Linear(weight, torch.cat(bias))
 
     def head(self, name: str, rows: int, hidden: int, embedding: Embedding, tied: bool) -> Linear:
         """The output projection [rows, hidden]: `embedding` itself if it is tied and `name` is not on disk."""
@@ -126,14 +128,18 @@ class LayerNorm:
 
 @dataclass(frozen=True, slots=True)
 class GatedMLP:
-    """down(silu(gate x) * up x) (Shazeer 2020, SwiGLU). `gate_up` holds both projections, gate first."""
+    """down(silu(gate x) * up x) (Shazeer 2020, SwiGLU). `gate_up` holds both projections, gate first.
+
+    gated: `rows.swiglu`, or another gate that is called like it.
+    """
 
     gate_up: Linear
     down: Linear
+    gated: Callable[[Tensor, torch.dtype], Tensor] = rows.swiglu
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, hidden]; residual: [T, hidden] fp32, added to the result. Returns [T, hidden] fp32."""
-        return self.down(rows.swiglu(self.gate_up(x), self.down.dtype), residual)
+        return self.down(self.gated(self.gate_up(x), self.down.dtype), residual)
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,8 @@ class MambaMixer:
         return self.out_proj(y.squeeze(1), residual)
 
 
-def _read_mixer(read: WeightReader, name: str, c: MambaConfig) -> MambaMixer:
+def read_mixer(read: WeightReader, name: str, c: MambaConfig) -> MambaMixer:
+    """The layer whose tensors begin with `name`. Raises CheckpointError, as WeightReader."""
     conv = read.tensor(f"{name}.conv1d.weight", c.inner, 1, c.conv_width)
     return MambaMixer(
         config=c,
@@ -178,7 +179,7 @@ class Mamba:
         self._layers = [
             (
                 RMSNorm(read.tensor(f"backbone.layers.{i}.norm.weight", c.hidden), c.norm_eps),
-                _read_mixer(read, f"backbone.layers.{i}.mixer", c),
+                read_mixer(read, f"backbone.layers.{i}.mixer", c),
             )
             for i in range(c.layers)
         ]

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 # Architecture (HF's name, or the layout's where a format has none) -> "module:function", imported when first needed.
 ARCHITECTURES = {
+    "BambaForCausalLM": "bamba:load",
     "DeltaNetForCausalLM": "delta_net:load",
+    "FalconH1ForCausalLM": "falcon_h1:load",
     "GLAForCausalLM": "gla:load",
     "GatedDeltaNetForCausalLM": "gated_deltanet:load",
     "HGRN2ForCausalLM": "hgrn2:load",
@@ -26,7 +28,9 @@ ARCHITECTURES = {
     "Mamba2ForCausalLM": "mamba2:load_hf",
     "MambaForCausalLM": "mamba:load_hf",
     "RWKV7ForCausalLM": "rwkv7:load",
+    "RecurrentGemmaForCausalLM": "recurrent_gemma:load",
     "RetNetForCausalLM": "retnet:load",
+    "SambaForCausalLM": "samba:load",
     "mamba2_ssm": "mamba2:load_original",
     "mamba_ssm": "mamba:load_original",
     "rwkv7_pth": "rwkv7_pth:load",

@@ -26,6 +26,8 @@ PATHS = {
     "delta_net_negeig": FOLDER / "delta_net_negeig",
     "gated_deltanet": FOLDER / "gated_deltanet",
     "kda": FOLDER / "kda",
+    "recurrent_gemma": FOLDER / "recurrent_gemma",
+    "samba": FOLDER / "samba",
 }
 PER_GROUP = "pergroup."
 

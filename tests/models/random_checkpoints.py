@@ -11,7 +11,9 @@ from typing import Any
 from tests.models import checkpoints, weights
 from tests.models.checkpoints import RandomCheckpoint
 from tests.models.random_fla import delta_net, gated_deltanet, gla, hgrn, hgrn2, kda, retnet
+from tests.models.random_hybrids import recurrent_gemma, samba
 from tests.models.random_mamba import mamba2_fla, mamba2_hf, mamba2_orig, mamba_hf, mamba_orig
+from tests.models.random_mamba2_hybrids import bamba, falcon_h1
 
 Config = dict[str, Any]
 
@@ -81,6 +83,8 @@ def _rwkv7_sizes(draw: random.Random, head_dims: tuple[int, ...] = (64,)) -> Con
 
 Writer = Callable[..., RandomCheckpoint]
 TINY: dict[str, Writer] = {
+    "bamba": bamba,
+    "falcon_h1": falcon_h1,
     "mamba_hf": mamba_hf,
     "mamba_orig": mamba_orig,
     "mamba2_hf": mamba2_hf,
@@ -93,6 +97,8 @@ TINY: dict[str, Writer] = {
     "delta_net": delta_net,
     "gated_deltanet": gated_deltanet,
     "kda": kda,
+    "recurrent_gemma": recurrent_gemma,
     "rwkv7_fla": rwkv7_fla,
     "rwkv7_pth": rwkv7_pth,
+    "samba": samba,
 }

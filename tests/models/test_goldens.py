@@ -36,6 +36,8 @@ BF16_ERROR = {
     "delta_net_negeig": 0.035,
     "gated_deltanet": 0.025,
     "kda": 0.026,
+    "recurrent_gemma": 0.011,
+    "samba": 0.030,
 }
 
 PACKED = product(torch.empty(0)) != "plain"

@@ -52,6 +52,9 @@ Record = Callable[[str, object], None]
         ("fla_models", "rwkv7_fla"),
         ("fla_models", "gla"),
         *(("fla_naive", golden) for golden in FLA_GOLDENS),
+        ("fla_models", "gla_swa"),
+        ("fla_models", "samba"),
+        ("recurrent_gemma", "recurrent_gemma"),
     ],
 )
 def test_oracle_reproduces_the_golden_logits(name: str, golden: str, oracle: Oracles) -> None:

@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
@@ -33,20 +32,8 @@ import fla.layers.attn  # noqa: E402  (after the two switches)
 import fla.models  # noqa: E402
 from fla.models.utils import Cache  # noqa: E402
 
+from tests.oracles.flash_attention import flash_attn_func  # noqa: E402
 from tests.oracles.worker import Forward, serve  # noqa: E402
-
-
-def flash_attn_func(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool, window_size: tuple[int, int]
-) -> torch.Tensor:
-    """[B, T, H, D], the queries being the last of the keys' positions; window_size: keys to either side."""
-    assert causal
-    at = torch.arange(k.shape[1])
-    behind = at[-q.shape[1] :, None] - at
-    seen = (behind >= 0) & (behind <= (window_size[0] if window_size[0] >= 0 else k.shape[1]))
-    heads_first = (x.transpose(1, 2) for x in (q, k, v))
-    return scaled_dot_product_attention(*heads_first, attn_mask=seen, enable_gqa=True).transpose(1, 2)
-
 
 # `flash_attn` needs a GPU; where it is not installed, this is None.
 fla.layers.attn.flash_attn_func = flash_attn_func
@@ -68,7 +55,8 @@ def read_model(folder: Path, **options: object) -> torch.nn.Module:
 
 def load(folder: Path) -> Forward:
     model = read_model(folder)
-    if isinstance(model, fla.models.Mamba2ForCausalLM):  # plain torch, of any length, but continues with one token only
+    # Plain torch, of any length, but they continue with one token only.
+    if isinstance(model, fla.models.Mamba2ForCausalLM | fla.models.SambaForCausalLM):
         return lambda ids: model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
 
     def forward(ids: list[int]) -> torch.Tensor:
