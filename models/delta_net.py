@@ -44,7 +44,7 @@ def read_config(checkpoint: Checkpoint) -> DeltaNetConfig:
         ("qk_activation", "silu"),
     ):
         config.only(key, *served)
-    shell, heads = read_shell(config), config.integer("num_heads", 16)
+    shell, heads = read_shell(checkpoint), config.integer("num_heads", 16)
     return DeltaNetConfig(
         shell=shell,
         heads=heads,

@@ -4,20 +4,28 @@ A family is its mixer, the sizes of it and the state that it keeps; `FLAModel` i
 that attend over a sliding window in place of the mixer.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from ostinato.kernels.packed import Packed
 from ostinato.models.base import StateSpec, StateTensor, StateTensors
+from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
-from ostinato.models.fla_mixers import WINDOW_STATE, Mixer, Reading, WindowLayers, read_window_layers, read_window_mixer
+from ostinato.models.fla_mixers import (
+    WINDOW_STATE,
+    Mixer,
+    Reading,
+    WindowLayers,
+    WindowMixer,
+    mlp_size,
+    read_attention,
+    read_window_layers,
+)
 from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
-from ostinato.models.window import Rotary, advance, layer_indices
+from ostinato.models.window import Rotary, advance
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +46,12 @@ class Shell:
         return self.layers - len(self.window.layers if self.window else ())
 
 
-def read_shell(config: ConfigReader, *, layers: int = 24, hidden_ratio: float = 4) -> Shell:
+def read_shell(checkpoint: Checkpoint, *, layers: int = 24, hidden_ratio: float = 4) -> Shell:
     """The options that every fla config has. `layers`, `hidden_ratio`: what the family takes where they are absent.
 
     Raises CheckpointError, UnsupportedModelError: as ConfigReader.
     """
+    config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
     config.only("hidden_act", "swish", "silu")
     config.only("attnres_block_size", None)
     config.only("elementwise_affine", True)
@@ -56,13 +65,8 @@ def read_shell(config: ConfigReader, *, layers: int = 24, hidden_ratio: float = 
         vocab_size=config.integer("vocab_size", 32000),
         norm_eps=config.positive("norm_eps", 1e-6),
         tied=config.flag("tie_word_embeddings", False),
-        window=read_window_layers(config, layers, hidden),
+        window=read_window_layers(checkpoint, layers, hidden),
     )
-
-
-def mlp_size(config: ConfigReader, hidden: int, hidden_ratio: float = 4) -> int:
-    """Two thirds of `hidden_ratio` times the hidden size, up to a multiple of 256. Raises as ConfigReader."""
-    return 256 * math.ceil(config.fraction_of(2 * hidden, "hidden_ratio", hidden_ratio, parts=3) / 256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,21 +141,20 @@ class FLAModel:
 
 def _read_blocks(family: Family, read: WeightReader) -> tuple[list[Block], tuple[Rotary, ...]]:
     """The layers, and the rotaries that they ask for."""
-    shell, window, rotaries = family.shell, family.shell.window, family.rotaries
+    shell, window, own = family.shell, family.shell.window, tuple(family.state)
     if window is None:
-        return [
-            _read_block(read, shell, i, family.mixer, tuple(family.state), i) for i in range(shell.layers)
-        ], rotaries
-    rotary, rows = Rotary(window.sizes.head, window.rope, read.device), layer_indices(window.layers)
-    attention = partial(read_window_mixer, read, shell.hidden, window, rotary)
-    others = layer_indices([i for i in range(shell.layers) if i not in rows])
-    blocks = [
-        _read_block(read, shell, i, attention, WINDOW_STATE, rows[i])
-        if i in rows
-        else _read_block(read, shell, i, family.mixer, tuple(family.state), others[i])
-        for i in range(shell.layers)
-    ]
-    return blocks, (*rotaries, rotary)
+        return [_read_block(read, shell, i, family.mixer, own, i) for i in range(shell.layers)], family.rotaries
+    rotary = Rotary(window.sizes.head, window.rope_base, read.device)
+
+    def attention(name: str, _: int) -> WindowMixer:
+        return WindowMixer(read_attention(read, name, window, shell.hidden), rotary)
+
+    blocks = []
+    for i in range(shell.layers):
+        before = sum(layer < i for layer in window.layers)
+        form = (attention, WINDOW_STATE, before) if i in window.layers else (family.mixer, own, i - before)
+        blocks.append(_read_block(read, shell, i, *form))
+    return blocks, (*family.rotaries, rotary)
 
 
 def _read_block(

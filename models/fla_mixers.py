@@ -1,5 +1,6 @@
 """What a layer of flash-linear-attention's models may hold: what mixers are given, and the parts that several share."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -11,14 +12,16 @@ from ostinato.kernels import rows
 from ostinato.kernels.conv import causal_conv
 from ostinato.kernels.packed import Packed
 from ostinato.models.base import StateTensors
+from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
+from ostinato.models.errors import CheckpointError, UnsupportedModelError
 from ostinato.models.layers import RMSNorm, WeightReader
 from ostinato.models.window import Places, Rotary, WindowAttention, WindowSizes
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One forward pass. past, positions, turns: as in `Places`, for each of the rotaries; empty where there is none."""
+    """One forward pass. past, positions, turns: as in `Places`, for each rotary; empty where the model has none."""
 
     batch: Packed
     past: Tensor
@@ -58,48 +61,64 @@ def sigmoid_gated(norm: RMSNorm, o: Tensor, gate: Tensor) -> Tensor:
     return norm(o, torch.float32) * rows.sigmoid(gate).view(o.shape)
 
 
+def mlp_size(config: ConfigReader, hidden: int, hidden_ratio: float = 4) -> int:
+    """Two thirds of `hidden_ratio` times the hidden size, up to a multiple of 256. Raises as ConfigReader."""
+    return 256 * math.ceil(config.fraction_of(2 * hidden, "hidden_ratio", hidden_ratio, parts=3) / 256)
+
+
 @dataclass(frozen=True, slots=True)
 class WindowLayers:
-    """The layers that attend over a sliding window in place of the family's own mixer. rope: the rotary base."""
+    """layers: those that attend, in order; rope_base: of their rotary embedding, which turns whole heads."""
 
     layers: tuple[int, ...]
     sizes: WindowSizes
-    rope: float
     bias: bool
+    rope_base: float
 
 
-def read_window_layers(config: ConfigReader, layers: int, hidden: int) -> WindowLayers | None:
-    """fla's `attn` entry: an object, or a list of them for different layers, which must agree in all else.
+def read_window_layers(checkpoint: Checkpoint, layers: int, hidden: int) -> WindowLayers | None:
+    """The key `attn`: an object, or a list of them for different layers, which must agree in all else.
+
+    None where it is absent, or names no layers.
 
     Raises:
-        CheckpointError: as ConfigReader; layers that are not there, or named twice.
-        UnsupportedModelError: no window, so that the memory would grow with the text; objects that differ.
+        CheckpointError: as ConfigReader; a layer that two objects name.
+        UnsupportedModelError: no `window_size`, without which memory would grow; objects that differ.
     """
-    found = [_read_entry(entry, layers, hidden) for entry in config.sections("attn")]
-    if not found:
-        return None
-    chosen = sorted(layer for each in found for layer in each.layers)
-    if len({replace(each, layers=()) for each in found}) > 1:
-        raise config.unsupported("attn", "has entries that differ in more than their layers")
+    file = checkpoint.folder / "config.json"
+    found = []
+    for attn in ConfigReader(checkpoint.config, file).sections("attn"):
+        if not attn.has("window_size"):
+            raise UnsupportedModelError(f"{file}: attn has no window_size: memory would grow with every token")
+        found.append(_read_entry(attn, layers, hidden))
+    chosen = [layer for entry in found for layer in entry.layers]
+    if len({replace(entry, layers=()) for entry in found}) > 1:
+        raise UnsupportedModelError(f"{file}: attn describes several kinds of layers, and one kind is served")
     if len(set(chosen)) < len(chosen):
-        raise config.error("attn", "layers that are named once", chosen)
-    return replace(found[0], layers=tuple(chosen)) if chosen else None
+        raise CheckpointError(f"{file}: attn names a layer twice: {sorted(chosen)}")
+    return replace(found[0], layers=tuple(sorted(chosen))) if chosen else None
 
 
-def _read_entry(entry: ConfigReader, layers: int, hidden: int) -> WindowLayers:
-    if not entry.has("window_size"):
-        raise entry.unsupported("attn", "has no window_size: its memory would grow with the text")
-    heads = entry.integer("num_heads")
-    kv_heads = entry.integer("num_kv_heads", heads)
-    entry.divide("num_kv_heads", heads, kv_heads)
-    head = entry.divide("num_heads", hidden, heads)
-    entry.divide("num_heads", hidden, 2 * heads)  # rotary pairs
+def _read_entry(attn: ConfigReader, layers: int, hidden: int) -> WindowLayers:
+    heads = attn.integer("num_heads")
+    kv_heads = attn.integer("num_kv_heads", heads)
+    attn.divide("num_kv_heads", heads, kv_heads)
+    head = attn.divide("num_heads", hidden, heads)
+    attn.divide("num_heads", head, 2)
     return WindowLayers(
-        layers=entry.indices("layers", layers),
-        sizes=WindowSizes(heads=heads, kv_heads=kv_heads, head=head, window=entry.integer("window_size")),
-        rope=entry.positive("rope_theta", 10000.0),
-        bias=entry.flag("qkv_bias", False),
+        layers=attn.indices("layers", layers),
+        sizes=WindowSizes(heads, kv_heads, head, attn.integer("window_size")),
+        bias=attn.flag("qkv_bias", False),
+        rope_base=attn.positive("rope_theta", 10000.0),
     )
+
+
+def read_attention(read: WeightReader, name: str, window: WindowLayers, hidden: int) -> WindowAttention:
+    """The layer whose tensors begin with `name`. Raises CheckpointError, as WeightReader."""
+    projections = [f"{name}.{part}_proj" for part in "qkv"]
+    parts = [(f"{part}.weight", out) for part, out in zip(projections, window.sizes.joined, strict=True)]
+    qkv = read.joined(parts, hidden, biases=[f"{part}.bias" for part in projections] if window.bias else [])
+    return WindowAttention(window.sizes, qkv, read.linear(f"{name}.o_proj.weight", hidden, window.sizes.joined[0]))
 
 
 WINDOW_STATE = ("window_keys", "window_values")
@@ -114,21 +133,5 @@ class WindowMixer:
 
     def __call__(self, u: Tensor, reading: Reading, state: StateTensors, residual: Tensor) -> Tensor:
         """See `Mixer`."""
-        places = Places(reading.past, reading.positions, reading.turns[self.rotary], far_turn=None)
+        places = Places(reading.past, reading.positions, reading.turns[self.rotary], None)
         return self.attention(u, reading.batch, places, state["window_keys"], state["window_values"], residual)
-
-
-def read_window_mixer(
-    read: WeightReader, hidden: int, window: WindowLayers, rotary: Rotary, name: str, layer: int
-) -> WindowMixer:
-    """fla's Attention as a mixer. Raises CheckpointError, as WeightReader."""
-    del layer
-    return WindowMixer(read_attention(read, hidden, window, name), rotary)
-
-
-def read_attention(read: WeightReader, hidden: int, window: WindowLayers, name: str) -> WindowAttention:
-    """The tensors of fla's Attention. Raises CheckpointError, as WeightReader."""
-    sizes = [(f"{name}.{part}_proj.weight", size) for part, size in zip("qkv", window.sizes.joined, strict=True)]
-    biases = [f"{name}.{part}_proj.bias" for part in "qkv"] if window.bias else []
-    output = read.linear(f"{name}.o_proj.weight", hidden, window.sizes.joined[0])
-    return WindowAttention(window.sizes, read.joined(sizes, hidden, biases=biases), output)

@@ -48,7 +48,7 @@ def read_config(checkpoint: Checkpoint) -> GatedDeltaNetConfig:
     value_heads = config.integer("num_v_heads", heads)
     config.divide("num_heads", value_heads, heads)
     return GatedDeltaNetConfig(
-        shell=read_shell(config, layers=21),
+        shell=read_shell(checkpoint, layers=21),
         heads=heads,
         value_heads=value_heads,
         key=key,

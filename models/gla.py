@@ -42,7 +42,7 @@ def read_config(checkpoint: Checkpoint) -> GLAConfig:
         ("gate_logit_normalizer", GATE_NORMALIZER),
     ):
         config.only(key, *served)
-    shell, heads = read_shell(config), config.integer("num_heads", 4)
+    shell, heads = read_shell(checkpoint), config.integer("num_heads", 4)
     kv_heads = config.integer("num_kv_heads", heads)
     config.divide("num_kv_heads", heads, kv_heads)
     return GLAConfig(

@@ -29,7 +29,7 @@ def read_config(checkpoint: Checkpoint) -> HGRNConfig:
     """fla's HGRNConfig. Options that change the mathematics and are not implemented are refused by name."""
     config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
     config.only("use_short_conv", False)
-    shell = read_shell(config)
+    shell = read_shell(checkpoint)
     width = config.fraction_of(shell.hidden, "expand_ratio", 1)
     return HGRNConfig(shell=shell, width=width, bounded=config.flag("use_lower_bound", True))
 

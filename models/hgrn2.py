@@ -37,7 +37,7 @@ def read_config(checkpoint: Checkpoint) -> HGRN2Config:
     """
     config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
     config.only("use_short_conv", False)
-    shell = read_shell(config)
+    shell = read_shell(checkpoint)
     if checkpoint.config.get("expand_ratio", EXPAND_RATIO) is None:
         heads = config.integer("num_heads")
         head = config.divide("num_heads", shell.hidden, heads)

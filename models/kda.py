@@ -49,7 +49,7 @@ def read_config(checkpoint: Checkpoint) -> KDAConfig:
     value_heads = config.integer("num_v_heads", heads)
     config.divide("num_heads", value_heads, heads)
     return KDAConfig(
-        shell=read_shell(config),
+        shell=read_shell(checkpoint),
         heads=heads,
         value_heads=value_heads,
         key=key,

@@ -78,12 +78,14 @@ class WeightReader:
     def joined(self, parts: Sequence[tuple[str, int]], into: int, *, biases: Sequence[str] = ()) -> Linear:
         """Several projections (name, out) of one input as a single product, outputs side by side.
 
-        `biases` names a bias vector for each, or is empty.
+        `biases` names the bias of each, or nothing where they have none.
         """
         self.matmul_params += into * sum(out for _, out in parts)
         weight = torch.cat([self.matrix(name, out, into) for name, out in parts])
-        vectors = [self.vector(bias, out) for bias, (_, out) in zip(biases, parts, strict=True)] if biases else None
-        return Linear(weight, None if vectors is None else torch.cat(vectors))
+        if not biases:
+            return Linear(weight)
+        bias = [self.vector(name, out) for name, (_, out) in zip(biases, parts, strict=True)]
+        return Linear(weight, torch.cat(bias))
 
     def head(self, name: str, rows: int, hidden: int, embedding: Embedding, tied: bool) -> Linear:
         """The output projection [rows, hidden]: `embedding` itself if it is tied and `name` is not on disk."""

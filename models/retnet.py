@@ -36,7 +36,7 @@ def read_config(checkpoint: Checkpoint) -> RetNetConfig:
     config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
     config.only("feature_map", None)
     config.only("use_short_conv", False)
-    shell, heads = read_shell(config, hidden_ratio=2), config.integer("num_heads", 8)
+    shell, heads = read_shell(checkpoint, hidden_ratio=2), config.integer("num_heads", 8)
     kv_heads = config.integer("num_kv_heads", heads)
     config.divide("num_kv_heads", heads, kv_heads)
     keys = config.exact_fraction_of(shell.hidden, "expand_k", 1.0)

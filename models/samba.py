@@ -10,14 +10,13 @@ from ostinato.kernels.packed import Packed
 from ostinato.models.base import StateSpec, StateTensor, StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
-from ostinato.models.fla import mlp_size
-from ostinato.models.fla_mixers import WindowLayers, read_attention, read_window_layers
+from ostinato.models.fla_mixers import WindowLayers, mlp_size, read_attention, read_window_layers
 from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
 from ostinato.models.mamba import MambaConfig, MambaMixer, read_mixer
 from ostinato.models.window import Places, Rotary, WindowAttention, WindowSizes, advance
 
 # What attends where the config does not say: every other layer of a model of 18.
-DEFAULT_WINDOW = WindowLayers(tuple(range(1, 18, 2)), WindowSizes(18, 18, 128, 2048), rope=10000.0, bias=False)
+DEFAULT_WINDOW = WindowLayers(tuple(range(1, 18, 2)), WindowSizes(18, 18, 128, 2048), bias=False, rope_base=10000.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ def read_config(checkpoint: Checkpoint) -> SambaConfig:
         tied=config.flag("tie_word_embeddings", False),
         embedding_name="backbone.embeddings.weight",
     )
-    window = read_window_layers(config, layers, hidden)
+    window = read_window_layers(checkpoint, layers, hidden)
     return SambaConfig(mamba, window or DEFAULT_WINDOW, mlp_size(config, hidden))
 
 
@@ -99,7 +98,7 @@ def _read_layer(read: WeightReader, layer: int, c: SambaConfig) -> SambaLayer:
     return SambaLayer(
         index=before if attends else layer - before,
         mixer_norm=RMSNorm(read.tensor(f"{name}.mixer_norm.weight", hidden), c.mamba.norm_eps),
-        mixer=read_attention(read, hidden, c.window, f"{name}.mixer")
+        mixer=read_attention(read, f"{name}.mixer", c.window, hidden)
         if attends
         else read_mixer(read, f"{name}.mixer", c.mamba),
         mlp_norm=RMSNorm(read.tensor(f"{name}.mlp_norm.weight", hidden), c.mamba.norm_eps),
@@ -118,7 +117,7 @@ class Samba:
         self.architecture = checkpoint.architecture
         self.vocab_size, self.dtype = c.vocab_size, dtype
         self.state_spec = config.state(dtype)
-        self._rotary = Rotary(config.window.sizes.head, config.window.rope, device)
+        self._rotary = Rotary(config.window.sizes.head, config.window.rope_base, device)
         self._embedding = Embedding(read.matrix(c.embedding_name, c.vocab_rows, c.hidden))
         self._layers = [_read_layer(read, i, config) for i in range(c.layers)]
         self._norm = RMSNorm(read.tensor("backbone.norm_f.weight", c.hidden), c.norm_eps)

@@ -96,7 +96,7 @@ ENTRY = SHELL["attn"]
     ("attn", "message"),
     [
         ({**ENTRY, "window_size": None}, "attn has no window_size"),
-        ([ENTRY, {**ENTRY, "layers": [2], "window_size": 5}], "attn has entries that differ"),
+        ([ENTRY, {**ENTRY, "layers": [2], "window_size": 5}], "attn describes several kinds of layers"),
     ],
 )
 def test_attention_that_is_not_served_is_refused_by_name(attn: Any, message: str, tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def test_attention_that_is_not_served_is_refused_by_name(attn: Any, message: str
         ({**ENTRY, "layers": [3]}, r"layers must be a list of integers from 0 to 2, found \[3\]"),
         ({**ENTRY, "layers": [True]}, r"layers must be a list of integers from 0 to 2, found \[True\]"),
         ({**ENTRY, "layers": None}, "layers is missing"),
-        ({**ENTRY, "layers": [1, 1]}, r"attn must be layers that are named once, found \[1, 1\]"),
-        ({**ENTRY, "num_heads": 8}, "num_heads is 16, which does not divide 24"),
+        ([ENTRY, ENTRY], r"attn names a layer twice: \[1, 1\]"),
+        ({**ENTRY, "num_heads": 8}, "num_heads is 2, which does not divide 3"),
         ({**ENTRY, "num_kv_heads": 3}, "num_kv_heads is 3, which does not divide 2"),
         ({**ENTRY, "window_size": 0}, "window_size must be a positive integer"),
         ({**ENTRY, "rope_theta": 0}, "rope_theta must be above zero"),

@@ -15,10 +15,6 @@ os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
 import triton.runtime.autotuner
 
-from tests.oracles import flash_attention
-
-flash_attention.install()
-
 
 def seconds(
     self: triton.runtime.autotuner.Autotuner, *args: object, config: triton.Config, **meta: object
@@ -32,10 +28,15 @@ def seconds(
 
 triton.runtime.autotuner.Autotuner._bench = seconds
 
-import fla.models  # noqa: E402  (after the two switches)
+import fla.layers.attn  # noqa: E402  (after the two switches)
+import fla.models  # noqa: E402
 from fla.models.utils import Cache  # noqa: E402
 
+from tests.oracles.flash_attention import flash_attn_func  # noqa: E402
 from tests.oracles.worker import Forward, serve  # noqa: E402
+
+# `flash_attn` needs a GPU; where it is not installed, this is None.
+fla.layers.attn.flash_attn_func = flash_attn_func
 
 # From 64 tokens on, the models choose chunked kernels, which the interpreter cannot run.
 MAX_TOKENS = 48
@@ -54,7 +55,8 @@ def read_model(folder: Path, **options: object) -> torch.nn.Module:
 
 def load(folder: Path) -> Forward:
     model = read_model(folder)
-    if isinstance(model, fla.models.Mamba2ForCausalLM):  # plain torch, of any length, but continues with one token only
+    # Plain torch, of any length, but they continue with one token only.
+    if isinstance(model, fla.models.Mamba2ForCausalLM | fla.models.SambaForCausalLM):
         return lambda ids: model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
 
     def forward(ids: list[int]) -> torch.Tensor:

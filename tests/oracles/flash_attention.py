@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import sys
-import types
-
 import torch
 from torch.nn import functional as F
 
@@ -20,11 +16,3 @@ def flash_attn_func(
     seen = (back >= 0) & ((back <= window_size[0]) | (window_size[0] < 0))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True).transpose(1, 2)
-
-
-def install() -> None:
-    """To be called before fla is imported."""
-    module = types.ModuleType("flash_attn")
-    module.__spec__ = importlib.machinery.ModuleSpec("flash_attn", None)
-    module.__dict__.update(flash_attn_func=flash_attn_func, flash_attn_varlen_func=None)
-    sys.modules["flash_attn"] = module
