@@ -30,6 +30,9 @@ FAMILIES = [
     Family("rwkv7_fla", SAFETENSORS, "model.layers.1.attn.r_proj.weight", "RWKV7ForCausalLM"),
     Family("rwkv7_pth", PTH, "blocks.1.att.w1", "RWKV-7 as .pth file"),
     Family("gla", SAFETENSORS, "model.layers.1.attn.q_proj.weight", "GLAForCausalLM"),
+    Family("samba", SAFETENSORS, "backbone.layers.1.mixer.q_proj.weight", "SambaForCausalLM"),
+    Family("bamba", SAFETENSORS, "model.layers.1.self_attn.q_proj.weight", "BambaForCausalLM"),
+    Family("falcon_h1", SAFETENSORS, "model.layers.1.mamba.dt_bias", "FalconH1ForCausalLM"),
 ]
 
 
@@ -115,6 +118,20 @@ CONFIG_CASES = [
             4,
             r"config\.json: num_heads times head_dim is 64, .* 80 of 40",
         ),
+        ("kinds_unknown", "recurrent_gemma", "_block_types", ["mamba"], r"_block_types must be a list of 'recurrent'"),
+        ("kinds_none", "recurrent_gemma", "_block_types", [], r"_block_types must be a list of 'recurrent'"),
+        ("mlp_odd", "recurrent_gemma", "intermediate_size", 161, r"intermediate_size is 2, which does not divide 161"),
+        ("attention_a_word", "samba", "attn", "all", r"config\.json: attn must be an object or a list of objects"),
+        (
+            "attention_beyond_the_layers",
+            "samba",
+            "attn",
+            {"layers": [4], "num_heads": 3, "window_size": 7},
+            r"config\.json: layers must be a list of integers from 0 to 3, found \[4\]",
+        ),
+        ("attention_layers_negative", "bamba", "attn_layer_indices", [-1], r"attn_layer_indices must be a list of int"),
+        ("multipliers_too_few", "falcon_h1", "ssm_multipliers", [1.0], r"ssm_multipliers must be a list of 5 numbers"),
+        ("rope_theta_too_large", "falcon_h1", "rope_theta", 1e16, r"rope_theta must be a finite number"),
         ("groups_do_not_divide", "mamba2_hf", "n_groups", 2, r"config\.json: n_groups is 2, which does not divide 5"),
         (
             "norm_eps_not_a_number",
@@ -138,6 +155,9 @@ EPSILONS = [
     ("mamba2_hf", "layer_norm_epsilon"),
     ("gla", "norm_eps"),
     ("rwkv7_fla", "norm_eps"),
+    ("samba", "norm_eps"),
+    ("recurrent_gemma", "rms_norm_eps"),
+    ("bamba", "rms_norm_eps"),
 ]
 SIZES = [
     ("mamba_hf", "expand"),

@@ -53,6 +53,8 @@ Record = Callable[[str, object], None]
         ("fla_models", "gla_swa"),
         ("fla_models", "samba"),
         ("recurrent_gemma", "recurrent_gemma"),
+        ("mamba2_hybrids", "bamba"),
+        ("mamba2_hybrids", "falcon_h1"),
     ],
 )
 def test_oracle_reproduces_the_golden_logits(name: str, golden: str, oracle: Oracles) -> None:

@@ -17,6 +17,7 @@ from ostinato.models.registry import load_model
 from tests.models.random_checkpoints import TINY
 
 ATTENTION = {"layers": [0], "num_heads": 2, "window_size": 32}
+FULL_ATTENTION = {"layers": [0], "num_heads": 2}
 REFUSED: list[tuple[str, str, Any]] = [
     ("mamba_hf", "hidden_act", "gelu"),
     ("mamba_hf", "hidden_act", "relu"),
@@ -37,7 +38,8 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("gla", "feature_map", "relu"),
     ("gla", "use_short_conv", True),
     ("gla", "elementwise_affine", False),
-    ("gla", "attn", ATTENTION),
+    ("gla", "attn", FULL_ATTENTION),
+    ("gla", "attn", [ATTENTION, {**ATTENTION, "layers": [1]}]),
     ("gla", "use_gv", True),
     ("gla", "gate_logit_normalizer", 8),
     ("gla", "attnres_block_size", 4),
@@ -48,6 +50,23 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("rwkv7_fla", "value_dim", 1024),
     ("rwkv7_fla", "value_dim", [7]),
     ("rwkv7_fla", "num_heads", 5),
+    ("samba", "hidden_act", "gelu"),
+    ("samba", "attnres_block_size", 4),
+    ("samba", "attn", FULL_ATTENTION),
+    ("recurrent_gemma", "hidden_activation", "gelu"),
+    ("recurrent_gemma", "embeddings_scale_by_sqrt_dim", False),
+    ("recurrent_gemma", "head_dim", 7),
+    ("recurrent_gemma", "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
+    ("recurrent_gemma", "rope_parameters", {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}),
+    *(
+        (family, option, True)
+        for family in ("bamba", "falcon_h1")
+        for option in ("mamba_proj_bias", "attention_bias", "mlp_bias")
+    ),
+    ("bamba", "hidden_act", "gelu"),
+    ("bamba", "mamba_d_head", 5),
+    ("falcon_h1", "projectors_bias", True),
+    ("falcon_h1", "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
 ]
 
 
@@ -59,7 +78,8 @@ def named(value: object) -> str:
 def test_option_is_refused_by_name(family: str, option: str, value: Any, tmp_path: Path) -> None:
     folder = TINY[family](0, tmp_path / family).path
     set_option(folder, {option: value})
-    with pytest.raises(UnsupportedModelError, match=option) as refused:
+    named_as = "rope_type" if option == "rope_parameters" else option
+    with pytest.raises(UnsupportedModelError, match=named_as) as refused:
         load_model(open_checkpoint(folder))
     assert str(folder / "config.json") in str(refused.value)
 
@@ -67,6 +87,7 @@ def test_option_is_refused_by_name(family: str, option: str, value: Any, tmp_pat
 @pytest.mark.parametrize(
     ("family", "option", "value"),
     [
+        ("gla", "attn", []),
         ("gla", "use_gk", True),
         ("gla", "fuse_cross_entropy", True),
         ("gla", "share_conv_kernel", True),
