@@ -27,6 +27,8 @@ BF16_ERROR = {
     "mamba2_codestral_like": 0.014,
     "rwkv7_fla": 0.020,
     "rwkv7_pth": 0.020,
+    "bamba": 0.028,
+    "falcon_h1": 0.014,
     "gla": 0.020,
     "gla_swa": 0.016,
     "recurrent_gemma": 0.011,
