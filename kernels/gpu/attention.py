@@ -106,10 +106,6 @@ def window_attention_kernel(
     token, head = row // SHARED, group * SHARED + row % SHARED
     column, d = tl.arange(0, COLUMNS), tl.arange(0, BLOCK_D)
     inside, row_exists = (d < WIDTH)[None, :], token < length
-    q_at = q + (start + token)[:, None] * Q_TOKEN + head[:, None] * WIDTH + d[None, :]
-    queries = tl.load(q_at, mask=row_exists[:, None] & inside, other=0.0)
-    if WIDEN:
-        queries = queries.to(tl.float32)
     ring = slot * WINDOW * GROUPS * WIDTH + group * WIDTH + d[None, :]
     new = group * WIDTH + d[None, :]
     largest = tl.full((ROWS,), float("-inf"), tl.float32)
@@ -131,6 +127,10 @@ def window_attention_kernel(
             largest, total, result = _meet(
                 distant, key_at, value_at, sink[:, None] & inside, seen, scale, largest, total, result, WIDEN
             )
+    q_at = q + (start + token)[:, None] * Q_TOKEN + head[:, None] * WIDTH + d[None, :]
+    queries = tl.load(q_at, mask=row_exists[:, None] & inside, other=0.0)
+    if WIDEN:
+        queries = queries.to(tl.float32)
     end = now + last_token + 1
     for block in range(tl.program_id(2) * PART, tl.minimum(end, (tl.program_id(2) + 1) * PART), COLUMNS):
         at = block + column

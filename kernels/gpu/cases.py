@@ -95,14 +95,19 @@ def _slstm(draw: Draw, tokens: int, slots: int, *, heads: int, width: int) -> Pa
     return {"x": draw.operand(tokens, 4, heads, width)}, {"state": state}, parameters
 
 
-def _attention(draw: Draw, tokens: int, slots: int, *, heads: int, groups: int, width: int, window: int) -> Parts:
+def _attention(
+    draw: Draw, tokens: int, slots: int, *, heads: int, groups: int, width: int, window: int, sinks: int = 0
+) -> Parts:
     per_token = {
         "q": draw.operand(tokens, heads, width),
         "k": draw.operand(tokens, groups, width),
         "v": draw.operand(tokens, groups, width),
     }
     pools = {name: draw.operand(slots, window, groups, width) for name in ("keys", "values")}
-    return per_token, pools, {"scale": width**-0.5}
+    if not sinks:
+        return per_token, pools, {"scale": width**-0.5}
+    far = draw.operand(tokens, heads, width)
+    return {**per_token, "far": far}, pools, {"scale": width**-0.5, "sinks": sinks}
 
 
 def _rms_norm(draw: Draw, tokens: int, slots: int, *, groups: int, width: int) -> Parts:
@@ -211,6 +216,14 @@ CASES = (
         _attention,
         {"heads": 10, "groups": 1, "width": 256, "window": 2048},
         {"heads": 2, "groups": 1, "width": 12, "window": 7},
+        windowed=True,
+    ),
+    Case(
+        "window_attention",
+        "bamba-9b",
+        _attention,
+        {"heads": 32, "groups": 8, "width": 128, "window": 4096, "sinks": 4},
+        {"heads": 2, "groups": 1, "width": 12, "window": 7, "sinks": 3},
         windowed=True,
     ),
     Case("rms_norm", "gla-340m", _rms_norm, {"groups": 4, "width": 256}, {"groups": 2, "width": 20}),

@@ -39,6 +39,9 @@ FAMILIES = [
     Family("gated_deltanet", SAFETENSORS, "model.layers.1.attn.A_log", "GatedDeltaNetForCausalLM"),
     Family("kda", SAFETENSORS, "model.layers.1.attn.dt_bias", "KDAForCausalLM"),
     Family("based", BIN, "model.transformer.layers.2.mixer.Wqkv.weight", "BASED in its authors' layout"),
+    Family("samba", SAFETENSORS, "backbone.layers.1.mixer.q_proj.weight", "SambaForCausalLM"),
+    Family("bamba", SAFETENSORS, "model.layers.1.self_attn.q_proj.weight", "BambaForCausalLM"),
+    Family("falcon_h1", SAFETENSORS, "model.layers.1.mamba.dt_bias", "FalconH1ForCausalLM"),
 ]
 
 
@@ -139,6 +142,20 @@ CONFIG_CASES = [
             4,
             r"config\.json: num_heads times head_dim is 64, .* 80 of 40",
         ),
+        ("kinds_unknown", "recurrent_gemma", "_block_types", ["mamba"], r"_block_types must be a list of 'recurrent'"),
+        ("kinds_none", "recurrent_gemma", "_block_types", [], r"_block_types must be a list of 'recurrent'"),
+        ("mlp_odd", "recurrent_gemma", "intermediate_size", 161, r"intermediate_size is 2, which does not divide 161"),
+        ("attention_a_word", "samba", "attn", "all", r"config\.json: attn must be an object or a list of objects"),
+        (
+            "attention_beyond_the_layers",
+            "samba",
+            "attn",
+            {"layers": [4], "num_heads": 3, "window_size": 7},
+            r"config\.json: layers must be a list of integers from 0 to 3, found \[4\]",
+        ),
+        ("attention_layers_negative", "bamba", "attn_layer_indices", [-1], r"attn_layer_indices must be a list of int"),
+        ("multipliers_too_few", "falcon_h1", "ssm_multipliers", [1.0], r"ssm_multipliers must be a list of 5 numbers"),
+        ("rope_theta_too_large", "falcon_h1", "rope_theta", 1e16, r"rope_theta must be a finite number"),
         ("groups_do_not_divide", "mamba2_hf", "n_groups", 2, r"config\.json: n_groups is 2, which does not divide 5"),
         (
             "norm_eps_not_a_number",
@@ -160,6 +177,13 @@ def _number(golden: str, key: str, value: float | int, message: str, **changes: 
 EPSILONS = [
     *((golden, "layer_norm_epsilon") for golden in ("mamba_hf", "mamba2_hf")),
     *((golden, "norm_eps") for golden in ("gla", "kda", "rwkv7_fla")),
+    ("mamba_hf", "layer_norm_epsilon"),
+    ("mamba2_hf", "layer_norm_epsilon"),
+    ("gla", "norm_eps"),
+    ("rwkv7_fla", "norm_eps"),
+    ("samba", "norm_eps"),
+    ("recurrent_gemma", "rms_norm_eps"),
+    ("bamba", "rms_norm_eps"),
 ]
 SIZES = [
     *((golden, "expand") for golden in ("mamba_hf", "mamba2_hf")),

@@ -24,6 +24,8 @@ PATHS = {
     "rwkv6_pth": FOLDER / "rwkv6_pth" / "RWKV-x060-World-tiny-v2.1-ctx4096.pth",
     "rwkv7_fla": FOLDER / "rwkv7_fla",
     "rwkv7_pth": FOLDER / "rwkv7_pth" / "rwkv7-g1-tiny-ctx4096.pth",
+    "bamba": FOLDER / "bamba",
+    "falcon_h1": FOLDER / "falcon_h1",
     "gla": FOLDER / "gla",
     "gla_swa": FOLDER / "gla_swa",
     "recurrent_gemma": FOLDER / "recurrent_gemma",

@@ -15,7 +15,7 @@ from ostinato.engine.state_pool import StatePool
 from ostinato.kernels.dispatch import supported_dtypes
 from ostinato.kernels.packed import Packed
 from ostinato.models.base import Model
-from ostinato.models.checkpoint import open_checkpoint
+from ostinato.models.checkpoint import Checkpoint, open_checkpoint
 from ostinato.models.registry import ARCHITECTURES, load_model
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -28,6 +28,8 @@ CHECKPOINTS = {
     "HGRN2ForCausalLM": GOLDENS / "hgrn2",
     "HGRNForCausalLM": GOLDENS / "hgrn",
     "KDAForCausalLM": GOLDENS / "kda",
+    "BambaForCausalLM": GOLDENS / "bamba",
+    "FalconH1ForCausalLM": GOLDENS / "falcon_h1",
     "Mamba2ForCausalLM": GOLDENS / "mamba2_codestral_like",
     "MambaForCausalLM": GOLDENS / "mamba_hf",
     "RWKV6ForCausalLM": GOLDENS / "rwkv6_fla",
@@ -47,6 +49,8 @@ CHECKPOINTS = {
     "rwkv7_pth": GOLDENS / "rwkv7_pth" / "rwkv7-g1-tiny-ctx4096.pth",
     "xLSTMForCausalLM": GOLDENS / "xlstm",
 }
+# What layers of full attention hold here: fewer tokens than the tests read.
+WINDOWS = {"BambaForCausalLM": 24, "FalconH1ForCausalLM": 21}
 DTYPES = supported_dtypes(torch.device("cpu"))
 SLOTS = 6
 
@@ -59,7 +63,14 @@ def architecture(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=DTYPES, ids=[str(dtype).removeprefix("torch.") for dtype in DTYPES])
 def model(request: pytest.FixtureRequest, architecture: str) -> Iterator[Model]:
     with torch.inference_mode():
-        yield load_model(open_checkpoint(CHECKPOINTS[architecture]), dtype=request.param)
+        yield load_model(open_small(architecture), dtype=request.param)
+
+
+def open_small(architecture: str) -> Checkpoint:
+    """Its checkpoint, opened with a window that the tests cross."""
+    checkpoint = open_checkpoint(CHECKPOINTS[architecture])
+    checkpoint.attention_window = WINDOWS.get(architecture)
+    return checkpoint
 
 
 class Reader:

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ostinato.kernels.dispatch import supported_dtypes
 from ostinato.models.base import Model
-from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.registry import load_model
-from tests.models.test_contract import CHECKPOINTS, SLOTS, Reader, random_tokens
+from tests.models.test_contract import CHECKPOINTS, SLOTS, Reader, open_small, random_tokens
 
 DTYPES = supported_dtypes(torch.device("cpu"))
 BATCHES = -(-1000 // (len(CHECKPOINTS) * len(DTYPES)))
@@ -53,7 +52,7 @@ class Walk:
 @pytest.mark.parametrize("architecture", sorted(CHECKPOINTS))
 def test_random_batches(architecture: str, dtype: torch.dtype) -> None:
     seed, threads = sorted(CHECKPOINTS).index(architecture), torch.get_num_threads()
-    with open_checkpoint(CHECKPOINTS[architecture]) as checkpoint:
+    with open_small(architecture) as checkpoint:
         walk = Walk(load_model(checkpoint, dtype=dtype), seed)
     try:
         for batch in range(BATCHES):

@@ -34,6 +34,8 @@ BF16_ERROR = {
     "rwkv6_pth": 0.010,
     "rwkv7_fla": 0.020,
     "rwkv7_pth": 0.020,
+    "bamba": 0.028,
+    "falcon_h1": 0.014,
     "gla": 0.020,
     "gla_swa": 0.016,
     "recurrent_gemma": 0.011,

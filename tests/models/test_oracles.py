@@ -65,6 +65,8 @@ Record = Callable[[str, object], None]
         ("xlstm", "xlstm"),
         *(("fla_naive", golden) for golden in FLA_GOLDENS),
         ("based", "based"),
+        ("mamba2_hybrids", "bamba"),
+        ("mamba2_hybrids", "falcon_h1"),
     ],
 )
 def test_oracle_reproduces_the_golden_logits(name: str, golden: str, oracle: Oracles) -> None:

@@ -22,6 +22,7 @@ from tests.models.random_checkpoints import TINY
 ATTENTION = {"layers": [0], "num_heads": 2, "window_size": 32}
 WHOLE = {"layers": [0], "num_heads": 1}
 FLA = ("gla", "retnet", "hgrn", "hgrn2", "delta_net", "gated_deltanet", "kda")
+FULL_ATTENTION = {"layers": [0], "num_heads": 2}
 REFUSED: list[tuple[str, str, Any]] = [
     ("mamba_hf", "hidden_act", "gelu"),
     ("mamba_hf", "hidden_act", "relu"),
@@ -85,6 +86,23 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("based", "rotary_emb_scale_base", 512),
     ("based", "qkv_proj_bias", True),
     ("based", "mlp_fc1_bias", True),
+    ("samba", "hidden_act", "gelu"),
+    ("samba", "attnres_block_size", 4),
+    ("samba", "attn", FULL_ATTENTION),
+    ("recurrent_gemma", "hidden_activation", "gelu"),
+    ("recurrent_gemma", "embeddings_scale_by_sqrt_dim", False),
+    ("recurrent_gemma", "head_dim", 7),
+    ("recurrent_gemma", "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
+    ("recurrent_gemma", "rope_parameters", {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}),
+    *(
+        (family, option, True)
+        for family in ("bamba", "falcon_h1")
+        for option in ("mamba_proj_bias", "attention_bias", "mlp_bias")
+    ),
+    ("bamba", "hidden_act", "gelu"),
+    ("bamba", "mamba_d_head", 5),
+    ("falcon_h1", "projectors_bias", True),
+    ("falcon_h1", "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
 ]
 BASED_MIXERS: list[tuple[str, str, Any]] = [
     ("mixer", "_target_", "based.models.mixers.hyena.HyenaOperator"),
@@ -108,7 +126,8 @@ def named(value: object) -> str:
 def test_option_is_refused_by_name(family: str, option: str, value: Any, tmp_path: Path) -> None:
     folder = TINY[family](0, tmp_path / family).path
     set_option(folder, {option: value})
-    with pytest.raises(UnsupportedModelError, match=option) as refused:
+    named_as = "rope_type" if option == "rope_parameters" else option
+    with pytest.raises(UnsupportedModelError, match=named_as) as refused:
         load_model(open_checkpoint(folder))
     assert str(folder / "config.json") in str(refused.value)
 
@@ -116,6 +135,7 @@ def test_option_is_refused_by_name(family: str, option: str, value: Any, tmp_pat
 @pytest.mark.parametrize(
     ("family", "option", "value"),
     [
+        ("gla", "attn", []),
         ("gla", "use_gk", True),
         ("gla", "fuse_cross_entropy", True),
         ("gla", "share_conv_kernel", True),

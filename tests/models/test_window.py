@@ -24,6 +24,8 @@ CASES = {  # sizes, rotary width (0: none), biases and norms
     "grouped": (WindowSizes(4, 2, 16, 5), 16, True),
     "one-key-half-turned": (WindowSizes(3, 1, 20, 4), 10, False),
     "no-positions": (WindowSizes(2, 1, 6, 1), 0, True),
+    "sinks": (WindowSizes(4, 2, 16, 9, 3), 16, False),
+    "sinks-without-positions": (WindowSizes(2, 2, 8, 20, 18), 0, False),
 }
 each_case = pytest.mark.parametrize("case", CASES)
 
@@ -67,7 +69,7 @@ class Layer:
         """Slot -> inputs [length, HIDDEN]. Returns slot -> outputs."""
         lengths = [len(x) for x in chunks.values()]
         batch, u = Packed.of(list(chunks), lengths), torch.cat(list(chunks.values()))
-        places = advance(self.pool.tensors, batch, len(u), self.rotary)
+        places = advance(self.pool.tensors, batch, len(u), self.rotary, self.sizes.reach)
         keys, values = (self.pool.tensors[f"window_{name}"][0] for name in ("keys", "values"))
         y = self.attention(u.to(self.dtype), batch, places, keys, values, u)
         return dict(zip(chunks, y.split(lengths), strict=True))
@@ -82,8 +84,11 @@ def expected(layer: Layer, u: Tensor) -> Tensor:
     )
     if layer.norms is not None:
         q, k = (F.rms_norm(x, (s.head,), weight, EPS) for x, weight in zip((q, k), layer.norms, strict=True))
-    if layer.rotary is not None:
-        q, k = (turned(x, layer.rotary.width) for x in (q, k))
+    width = 0 if layer.rotary is None else layer.rotary.width
+    if s.sinks:
+        y = torch.stack([streamed(s, q[:, : p + 1], k, v, width) for p in range(len(u))], 1)
+        return u + F.linear(y.transpose(0, 1).flatten(1), layer.output)
+    q, k = (turned(x, width) for x in (q, k))
     at = torch.arange(len(u))
     back = at[:, None] - at
     seen = (back >= 0) & (back < s.window)
@@ -91,7 +96,21 @@ def expected(layer: Layer, u: Tensor) -> Tensor:
     return u + F.linear(y.transpose(0, 1).flatten(1), layer.output)
 
 
+def streamed(s: WindowSizes, q: Tensor, k: Tensor, v: Tensor, width: int) -> Tensor:
+    """StreamingLLM's definition for the last query of q [H, p + 1, D]: positions are those within its cache."""
+    last = q.shape[1] - 1
+    cache = [*range(min(s.sinks, last + 1)), *range(max(s.sinks, last - s.window + s.sinks + 1), last + 1)]
+    padded = q[:, -1:].expand(-1, len(cache), -1)
+    y = F.scaled_dot_product_attention(
+        turned(padded, width)[:, -1:], turned(k[:, cache], width), v[:, cache], enable_gqa=True
+    )
+    return y[:, 0]
+
+
 def turned(x: Tensor, width: int) -> Tensor:
+    """Row i of x [heads, T, D] as at position i."""
+    if not width:
+        return x
     frequencies = BASE ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angles = torch.arange(x.shape[1], dtype=torch.float64)[:, None] * frequencies
     first, second, rest = x.split([width // 2, width // 2, x.shape[-1] - width], dim=-1)

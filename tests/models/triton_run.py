@@ -23,10 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ostinato.kernels import dispatch
 from ostinato.kernels.packed import Packed
 from ostinato.models.base import Model
-from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.registry import load_model
 from tests.models.goldens import golden_values
-from tests.models.test_contract import CHECKPOINTS, GOLDENS, Reader
+from tests.models.test_contract import CHECKPOINTS, GOLDENS, Reader, open_small
 
 CPU = torch.device("cpu")
 TOKENS = 18  # more than are read token by token: the chunked kernels run too
@@ -39,7 +38,7 @@ def main(path: str, architectures: list[str]) -> None:
     traffic: dict[str, str] = {}
     with torch.inference_mode():
         for architecture in architectures:
-            model = load_model(open_checkpoint(CHECKPOINTS[architecture]), dtype=torch.float32)
+            model = load_model(open_small(architecture), dtype=torch.float32)
             prompt = golden_prompt(architecture)[0]
             for run, (mode, rounds) in RUNS.items():
                 with dispatch.running(CPU, batch_invariant=mode):
