@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence as Items
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ostinato.engine.detokenizer import TextStream
 from ostinato.engine.errors import RequestError, TextNeedsTokenizerError
-from ostinato.engine.types import MAX_SEED, SamplingParams, Sequence
+from ostinato.engine.keeping import Keep
+from ostinato.engine.types import MAX_SEED, NOT_BEGUN, Reuse, SamplingParams, Sequence
 
 if TYPE_CHECKING:
+    from ostinato.engine.snapshots import Snapshot
     from ostinato.engine.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """How a request relates to states.
+
+    start, parent: the snapshot that it goes on from, and its id. keep: what is to be stored; its `before` and `encode`
+    are filled in here. scope: whose prefix cache it may use and fill; None: nobody's.
+    """
+
+    start: Snapshot | None = None
+    parent: str | None = None
+    keep: Keep | None = None
+    scope: str | None = None
+    checkpoints: frozenset[int] = frozenset()
+
+
+FRESH = Continuation()
 
 
 def make_sequences(
@@ -23,40 +45,105 @@ def make_sequences(
     priority: int = 0,
     vocab_size: int,
     tokenizer: Tokenizer | None,
+    states: Continuation = FRESH,
 ) -> list[Sequence]:
     """n sequences for every prompt; `index` is prompt number * n + choice number.
 
-    All share one seed, the request's or a random one: choices differ by their index.
+    All share one seed, the request's or a random one: choices differ by their index. The first of the n reads the
+    prompt; the others start from the state at its end, unless every choice is to score the prompt. With a snapshot to
+    go on from, an empty prompt goes on with its answer.
 
     Raises:
-        RequestError: a prompt is empty, or a token id is not in the vocabulary.
+        RequestError: a prompt is empty, or a token id is not in the vocabulary, or a penalty needs a log that is not
+            known.
         TextNeedsTokenizerError: there are stop strings, but no tokenizer.
     """
-    _check(prompts, params, n, vocab_size, tokenizer)
+    _check(prompts, params, n, vocab_size, tokenizer, states.start)
     seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
-    return [
-        Sequence(
-            id=f"{request_id}-{index}",
-            prompt=tuple(prompts[index // n]),
-            params=params,
-            seed=seed,
-            index=index,
-            priority=priority,
-            text=None if tokenizer is None else TextStream(tokenizer, params.stop, params.include_stop),
-        )
-        for index in range(n * len(prompts))
-    ]
+    made = []
+    for number, prompt in enumerate(prompts):
+        choices = [
+            _sequence(f"{request_id}-{index}", tuple(prompt), params, seed, index, priority, tokenizer, states)
+            for index in range(n * number, n * number + n)
+        ]
+        if params.prompt_logprobs is None:
+            choices[0].followers = choices[1:]
+            for follower in choices[1:]:
+                follower.held_back = True
+        made += choices
+    return made
+
+
+def _sequence(
+    name: str,
+    prompt: tuple[int, ...],
+    params: SamplingParams,
+    seed: int,
+    index: int,
+    priority: int,
+    tokenizer: Tokenizer | None,
+    states: Continuation,
+) -> Sequence:
+    sequence = Sequence(
+        id=name,
+        prompt=prompt,
+        params=params,
+        seed=seed,
+        index=index,
+        priority=priority,
+        text=None if tokenizer is None else TextStream(tokenizer, params.stop, params.include_stop),
+        scope=states.scope,
+        keep=states.keep,
+        stops=set(states.checkpoints),
+    )
+    if sequence.keep is not None:
+        encode = None if tokenizer is None else partial(tokenizer.encode, add_special_tokens=False, continues=True)
+        sequence.keep = replace(sequence.keep, parent=states.parent, encode=encode)
+    return sequence if states.start is None else _from_snapshot(sequence, states.start)
+
+
+def _from_snapshot(sequence: Sequence, start: Snapshot) -> Sequence:
+    """The same sequence behind the snapshot's log, and with an empty prompt in the middle of its answer."""
+    resumed = NOT_BEGUN if sequence.prompt else start.generation
+    known = start.log.tokens
+    if sequence.text is not None:
+        sequence.text.resume(resumed.held, resumed.partial)
+    keep = sequence.keep
+    if keep is not None and not sequence.prompt:
+        keep = replace(keep, open_turn=start.open_turn)
+    return replace(
+        sequence,
+        prompt=sequence.prompt if known is None else (*known, *sequence.prompt),
+        base=start.log.length if known is None else 0,
+        origin=start.state,
+        reuse=Reuse.STATE,
+        resumed=resumed,
+        output_counts=dict(resumed.counts),
+        scope=None if known is None else sequence.scope,
+        keep=None if keep is None else replace(keep, before=start.log if known is None else None),
+    )
 
 
 def _check(
-    prompts: Items[Items[int]], params: SamplingParams, n: int, vocab_size: int, tokenizer: Tokenizer | None
+    prompts: Items[Items[int]],
+    params: SamplingParams,
+    n: int,
+    vocab_size: int,
+    tokenizer: Tokenizer | None,
+    start: Snapshot | None,
 ) -> None:
     if n < 1:
         raise RequestError(f"n must be at least 1, got {n}", "n")
-    if not prompts or not all(prompts):
+    if not prompts or (start is None and not all(prompts)):
         raise RequestError("the prompt is empty: at least one token is needed", "prompt")
     if params.stop and tokenizer is None:
         raise TextNeedsTokenizerError("stop strings need a tokenizer, and none is loaded; use stop_token_ids", "stop")
+    if start is not None and start.log.tokens is None and params.repetition_penalty != 1.0:
+        raise RequestError(
+            "the repetition penalty needs the tokens of the state, which was stored without them (private): "
+            "use presence_penalty or frequency_penalty",
+            "repetition_penalty",
+        )
     for name, ids in (
         ("logit_bias", params.logit_bias),
         ("stop_token_ids", params.stop_token_ids),

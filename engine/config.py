@@ -13,12 +13,14 @@ class EngineConfig:
     """Everything that loading a model and serving it depends on.
 
     model: folder, `.pth` file or hub id. tokenizer: likewise, for checkpoints without one. dtype: of the weights in
-    memory; `auto` takes the checkpoint's. state_memory: bytes for the state pool; None takes a quarter of what is free
-    once the weights are loaded. max_batch: slots, which is how many sequences run at once; None takes what
+    memory; `auto` takes the checkpoint's. state_memory: bytes for the state pool; None takes a quarter of what is
+    free once the weights are loaded. max_batch: slots, which is how many sequences run at once; None takes what
     state_memory holds, at most 256. max_step_tokens: tokens read in one step, which bounds how long a prompt delays
     the sequences that are being decoded. max_queue: sequences that may wait for a slot. threads: of the CPU; None
-    leaves PyTorch's choice. batch_invariant: a token has the same bits whatever its batch and its split, which costs
-    speed on a GPU; on the CPU it is always so. cuda_graphs: whether decode steps are captured as such, on a GPU.
+    leaves PyTorch's choice. batch_invariant: a token has the same bits whatever its batch and its split, which
+    costs speed on a GPU; on the CPU it is always so. prefix_cache: bytes of host memory for states that are found
+    by their tokens; None takes an eighth of what is free, 0 keeps none. cuda_graphs: whether decode steps are
+    captured as such, on a GPU.
 
     Raises:
         RequestError: a value is out of range; `field` names it.
@@ -33,6 +35,7 @@ class EngineConfig:
     max_step_tokens: int = 512
     max_queue: int = 256
     threads: int | None = None
+    prefix_cache: int | None = None
     batch_invariant: bool = False
     cuda_graphs: bool = True
 
@@ -44,6 +47,7 @@ class EngineConfig:
             ("max_batch", 1),
             ("max_step_tokens", 2),
             ("max_queue", 0),
+            ("prefix_cache", 0),
             ("threads", 1),
         ):
             value = getattr(self, name)

@@ -55,6 +55,21 @@ class TextStream:
         self._held = ""
         self._stopped = False
 
+    @property
+    def pending(self) -> tuple[str, bytes]:
+        """What is held back: text that may begin a stop string, and the bytes of an unfinished character after it."""
+        return self._held, self._utf8.getstate()[0]
+
+    def resume(self, held: str, partial: bytes) -> None:
+        """Goes on where another stream with the same stop strings was: `pending` is all that it knew.
+
+        A stop string's beginning is never longer than what is held back, so the text before does not matter.
+        """
+        for char in held:
+            self._match(char)
+        self._held = held
+        self._utf8.decode(partial)
+
     def push(self, token_id: int, *, allow_stop: bool = True) -> TextDelta:
         """Take in the next token.
 
@@ -64,14 +79,14 @@ class TextStream:
         if self._stopped:
             raise RuntimeError("a token was pushed after the stop string")
         new = self._utf8.decode(self._next_piece(token_id))
-        if not self._matchers:
+        if not self._matchers and not self._held:
             return TextDelta(new)
         text = self._held + new
         for end, char in enumerate(new, start=len(self._held) + 1):
             hit = self._match(char)
             if hit is not None and allow_stop:
                 return self._cut(text, end, hit)
-        visible = len(text) - max(matcher.matched for matcher in self._matchers)
+        visible = len(text) - max((matcher.matched for matcher in self._matchers), default=0)
         self._held = text[visible:]
         return TextDelta(text[:visible])
 

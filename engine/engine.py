@@ -2,20 +2,25 @@
 
 import logging
 from collections.abc import Sequence as Items
+from dataclasses import replace
 from typing import Protocol
 
+from torch import Tensor
+
 from ostinato.engine.errors import StepError
+from ostinato.engine.keeping import Keeper, StateRunner, replace_leader
+from ostinato.engine.prefix_cache import PrefixCache
 from ostinato.engine.runner import StepLogits
-from ostinato.engine.scheduler import Scheduler
+from ostinato.engine.scheduler import Moves, Scheduler
 from ostinato.engine.stopping import aborted, accept, failure
-from ostinato.engine.types import Sampled, SamplingParams, Sequence, StepPlan, TokenEvent
+from ostinato.engine.types import Chunk, FinishReason, Sampled, SamplingParams, Sequence, StepPlan, TokenEvent
 
 logger = logging.getLogger(__name__)
 
 WARM_UP_PROMPTS = (1, 2, 64)  # tokens: one, a few and many, for which a GPU has kernels of their own
 
 
-class StepRunner(Protocol):
+class StepRunner(StateRunner, Protocol):
     """Runs a plan on a model: the seam at which tests put a scripted one."""
 
     def run(self, plan: StepPlan) -> StepLogits:
@@ -34,15 +39,22 @@ class StepSampler(Protocol):
 
 
 class Engine:
-    """Plans, runs, samples, commits."""
+    """Moves states, plans, runs, samples, commits. cache: budget 0 keeps nothing."""
 
     def __init__(
-        self, scheduler: Scheduler, runner: StepRunner, sampler: StepSampler, eos_token_ids: frozenset[int]
+        self,
+        scheduler: Scheduler,
+        runner: StepRunner,
+        sampler: StepSampler,
+        eos_token_ids: frozenset[int],
+        cache: PrefixCache | None = None,
     ) -> None:
         self.scheduler = scheduler
+        self.keeper = Keeper(runner, PrefixCache(0) if cache is None else cache)
         self._runner = runner
         self._sampler = sampler
         self._eos_token_ids = eos_token_ids
+        self.tokens_read = 0  # since the start
 
     @property
     def has_work(self) -> bool:
@@ -55,14 +67,15 @@ class Engine:
 
     def step(self) -> list[TokenEvent]:
         """Advances everything that runs. An exception in the model ends the sequences of this step, and only those."""
-        plan = self.scheduler.schedule()
+        failed = self._move(self.scheduler.admit())
+        plan = self.scheduler.plan()
         try:
             logits = self._runner.run(plan)
             sampled = self._sampler(logits, plan)
         except Exception as error:
             logger.exception("an engine step of %d sequences failed", len(plan.chunks))
-            return [self._end(failure(chunk.sequence, str(error)), chunk.sequence) for chunk in plan.chunks]
-        return self._commit(plan, sampled)
+            return failed + [self._end(failure(chunk.sequence, str(error)), chunk.sequence) for chunk in plan.chunks]
+        return failed + self._commit(plan, logits, sampled)
 
     def warm_up(self) -> None:
         """Short prompts through everything, so that the first user does not wait for caches and compilers.
@@ -81,24 +94,60 @@ class Engine:
         """Ends a sequence wherever it is, and frees its slot at once."""
         return self._end(aborted(sequence), sequence)
 
-    def _commit(self, plan: StepPlan, sampled: list[Sampled]) -> list[TokenEvent]:
+    def _move(self, moves: Moves) -> list[TokenEvent]:
+        """States out of slots and into them. Returns the last events of those with which that failed."""
+        failed = []
+        for sequence, slot in moves.parked:
+            self.keeper.park(sequence, slot)
+            self._runner.clear(slot)
+        for sequence in moves.admitted:
+            try:
+                self.keeper.begin(sequence)
+            except Exception as error:
+                logger.exception("the state of %s could not be put into its slot", sequence.id)
+                failed.append(self._end(failure(sequence, str(error)), sequence))
+        return failed
+
+    def _commit(self, plan: StepPlan, logits: StepLogits, sampled: list[Sampled]) -> list[TokenEvent]:
         events = []
-        for chunk, result in zip(plan.chunks, sampled, strict=True):
+        for i, (chunk, result) in enumerate(zip(plan.chunks, sampled, strict=True)):
+            self.tokens_read += chunk.length
             chunk.sequence.num_read += chunk.length
-            event = self._accept(chunk.sequence, result)
+            chunk.sequence.origin = None
+            event = self._advance(chunk, result, logits.last(i))
             events.append(self._end(event, chunk.sequence) if event.finish_reason else event)
         return events
 
-    def _accept(self, sequence: Sequence, result: Sampled) -> TokenEvent:
+    def _advance(self, chunk: Chunk, result: Sampled, row: Tensor | None) -> TokenEvent:
+        """What one chunk brought. A failure here ends its sequence, and nobody else's."""
+        sequence = chunk.sequence
         try:
-            return accept(sequence, result, self._eos_token_ids)
+            if sequence.closing is not None:
+                return self._read_on(sequence, result, row)
+            snapshots = () if result.error else self.keeper.after_chunk(chunk, row)
+            before = ("", b"") if sequence.text is None else sequence.text.pending
+            event = accept(sequence, result, self._eos_token_ids)
+            if event.token_ids:
+                self.keeper.follow_text(sequence, event, row, before)
+            if event.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
+                event = self.keeper.finish(sequence, event, row)
+            return replace(event, snapshots=(*snapshots, *event.snapshots))
         except Exception as error:
-            logger.exception("a token of %s could not be turned into text", sequence.id)
+            logger.exception("a step of %s could not be completed", sequence.id)
             return failure(sequence, str(error))
+
+    def _read_on(self, sequence: Sequence, result: Sampled, row: Tensor | None) -> TokenEvent:
+        """A piece of what is read for the stored state alone."""
+        if result.error is not None:
+            return failure(sequence, result.error)
+        return (
+            self.keeper.closed(sequence, row) if sequence.num_unread == 0 else TokenEvent(sequence.id, sequence.index)
+        )
 
     def _end(self, event: TokenEvent, sequence: Sequence) -> TokenEvent:
         sequence.finish_reason = event.finish_reason
+        replace_leader(sequence)
         slot = self.scheduler.remove(sequence)
         if slot >= 0:
             self._runner.clear(slot)
-        return event
+        return replace(event, reused=sequence.began, reuse=sequence.reuse)

@@ -8,8 +8,20 @@
     │   └── TextNeedsTokenizerError  a text prompt, but the model was loaded without a tokenizer
     ├── CapacityError            the state pool or the weights do not fit into the memory given
     ├── QueueFullError           the waiting queue is at its bound; says when to come back
+    ├── SnapshotError            a stored state cannot be gone on from here
+    │   ├── SnapshotFormatError    no snapshot, a truncated or altered one, or one whose header lies
+    │   ├── SnapshotValueError     it holds numbers that no model computes from: NaN or infinite
+    │   ├── OtherModelError        it belongs to another model: other weights or another configuration
+    │   ├── OtherTokenizerError    it was made with another tokenizer
+    │   └── OtherDTypeError        it was computed in another dtype
     ├── EngineStoppedError       the engine is draining or has stopped
-    └── StepError                an engine step failed for this request
+    ├── StepError                an engine step failed for this request
+    └── StateStoreError          the state store cannot do what was asked
+        ├── StateIdError           not an id
+        ├── StateNotFoundError     no such state of this owner
+        ├── StateDamagedError      the stored bytes are not the ones that were stored
+        ├── StoreFullError         does not fit into a tier's budget
+        └── StoreUnavailableError  a tier cannot be read or written
 
 `server/errors.py` maps each type to an HTTP status in one table. `CheckpointError` and `UnsupportedModelError` are
 defined in `ostinato.models.errors`, because imports go one way, and are re-exported here so that there is one tree.
@@ -22,9 +34,21 @@ __all__ = [
     "CheckpointError",
     "EngineStoppedError",
     "OstinatoError",
+    "OtherDTypeError",
+    "OtherModelError",
+    "OtherTokenizerError",
     "QueueFullError",
     "RequestError",
+    "SnapshotError",
+    "SnapshotFormatError",
+    "SnapshotValueError",
+    "StateDamagedError",
+    "StateIdError",
+    "StateNotFoundError",
+    "StateStoreError",
     "StepError",
+    "StoreFullError",
+    "StoreUnavailableError",
     "TextNeedsTokenizerError",
     "TokenizerError",
     "UnsupportedModelError",
@@ -65,3 +89,51 @@ class EngineStoppedError(OstinatoError):
 
 class StepError(OstinatoError):
     """The engine step that this request was part of raised."""
+
+
+class SnapshotError(OstinatoError):
+    """A stored state cannot be gone on from here. Nothing was loaded."""
+
+
+class SnapshotFormatError(SnapshotError):
+    """The data is no snapshot, or was truncated or altered, or says of itself what is not so."""
+
+
+class SnapshotValueError(SnapshotError):
+    """The snapshot's state or logits hold NaN or infinite numbers."""
+
+
+class OtherModelError(SnapshotError):
+    """The snapshot was made by a model with other weights or another configuration."""
+
+
+class OtherTokenizerError(SnapshotError):
+    """The snapshot was made with another tokenizer, so its token ids mean other texts."""
+
+
+class OtherDTypeError(SnapshotError):
+    """The snapshot was computed in another dtype, so going on from it would not be exact."""
+
+
+class StateStoreError(OstinatoError):
+    """The state store cannot do what was asked of it."""
+
+
+class StateIdError(StateStoreError):
+    """What was given as an id is none: an id is `st_` and 64 lower-case hexadecimal digits."""
+
+
+class StateNotFoundError(StateStoreError):
+    """This owner has no state with this id: it never existed, has expired, was evicted or deleted, or is another's."""
+
+
+class StateDamagedError(StateStoreError):
+    """A state's bytes are not the ones that were stored. They were moved aside and are never served."""
+
+
+class StoreFullError(StateStoreError):
+    """A state does not fit into a tier's budget, even if everything that may be evicted were. Nothing was evicted."""
+
+
+class StoreUnavailableError(StateStoreError):
+    """A tier cannot be read or written: disk full, read-only, connection refused. Names the tier and a remedy."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from ostinato.engine.token_bytes import (
 )
 from ostinato.engine.tokenizer_config import AddedEntry, TokenizerConfig
 
+LEADS = ("\n", "|", "0")  # characters behind which a text may be encoded as the middle of one
 REMEDY = "name another tokenizer with --tokenizer PATH_OR_ID"
 
 
@@ -71,17 +74,42 @@ class HfTokenizer:
     def eos_token_id(self) -> int | None:
         return self._eos_token_id
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 in hex of the `tokenizer.json` that this amounts to."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
+
     @property
     def chat_template(self) -> str | None:
         return self._config.template_source
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, continues: bool = False) -> list[int]:
         """Ids of `text`, in which special tokens may be written out.
+
+        A SentencePiece tokenizer puts a space before a text. Where the text `continues` another, it is encoded behind
+        a character that does not grow together with it, and what that character gave is cut off.
 
         Raises:
             RequestError: the text is not Unicode, or not expressible in the vocabulary.
         """
         to_utf8(text)
+        if continues and self._opens_with_space:
+            for lead in LEADS:
+                before, ids = (
+                    self._encode(lead, add_special_tokens=False),
+                    self._encode(lead + text, add_special_tokens),
+                )
+                if ids[: len(before)] == before:
+                    return ids[len(before) :]
+        return self._encode(text, add_special_tokens)
+
+    @functools.cached_property
+    def _opens_with_space(self) -> bool:
+        """Whether a token reads otherwise at the beginning of a text, because a space was put before it."""
+        ids = self._encode("a", add_special_tokens=False)
+        return bool(ids) and self.piece(ids[0], first=True) != self.piece(ids[0])
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         try:
             return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         # The package raises plain Exception, for example where a character has no token.

@@ -27,7 +27,12 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counters since the start, and what is going on now."""
+    """Counters since the start, and what is going on now.
+
+    parked: sequences that gave their slot to a more urgent one. prompt_tokens: of accepted requests; read_tokens: that
+    the model has read, prompts and answers; reused_tokens: that did not have to be read, since a state had been kept;
+    reuse: sequences by where they began. cache: the prefix cache.
+    """
 
     slots: int
     slots_used: int
@@ -39,3 +44,11 @@ class EngineStats:
     steps_total: int
     step_seconds_total: float
     finished: dict[str, int]  # sequences by finish reason
+    parked: int
+    read_tokens_total: int
+    reused_tokens_total: int
+    reuse: dict[str, int]
+    cache_bytes: int
+    cache_budget: int
+    cache_states: int
+    cache_evictions_total: int

@@ -14,21 +14,26 @@ from ostinato.engine.engine import Engine
 from ostinato.engine.errors import CapacityError, RequestError
 from ostinato.engine.graphs import CUDACapture
 from ostinato.engine.info import ModelInfo
+from ostinato.engine.prefix_cache import PrefixCache
 from ostinato.engine.runner import Runner
 from ostinato.engine.sampler import Sampler
 from ostinato.engine.scheduler import Scheduler
 from ostinato.engine.service import Service
+from ostinato.engine.snapshot_file import SnapshotFormat
+from ostinato.engine.snapshot_header import Fingerprint
 from ostinato.engine.state_pool import StatePool
 from ostinato.engine.tokenizer import Tokenizer, find_tokenizer, load_tokenizer, resolve_eos
-from ostinato.kernels import dispatch
+from ostinato.kernels import dispatch, tape
 from ostinato.models.base import Model
 from ostinato.models.checkpoint import Checkpoint, Progress, open_checkpoint
+from ostinato.models.fingerprint import config_fingerprint, weights_fingerprint
 from ostinato.models.registry import load_model
 
 ORIGINAL_RWKV = {"eos_token_id": 0}  # what RWKV's `.pth` files, which have no config, mean in either vocabulary
 MOST_SLOTS = 256  # unless max_batch says otherwise
 CGROUP = Path("/sys/fs/cgroup")
 STATE_SHARE = 0.25  # of the memory that is free once the weights are loaded
+CACHE_SHARE = 0.125  # of what is free once the state pool is there as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class LoadedEngine:
     engine: Engine
     info: ModelInfo
     tokenizer: Tokenizer | None
+    snapshots: SnapshotFormat
 
 
 def load_engine(config: EngineConfig, progress: Progress | None = None) -> LoadedEngine:
@@ -58,6 +64,7 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
         eos = resolve_eos(checkpoint.config or ORIGINAL_RWKV, checkpoint.generation_config, tokenizer)
         dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
         _check_weights_fit(checkpoint, dtype, device)
+        weights, settings = weights_fingerprint(checkpoint), config_fingerprint(checkpoint)
     except BaseException:
         checkpoint.release()
         raise
@@ -79,13 +86,21 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
     )
     scheduler = Scheduler(info.slots, config.max_step_tokens, config.max_queue)
     runner = _runner(config, model, info.slots, device)
-    return LoadedEngine(Engine(scheduler, runner, Sampler(eos), eos), info, tokenizer)
+    fingerprint = Fingerprint(
+        weights=weights,
+        config=settings,
+        tokenizer=None if tokenizer is None else tokenizer.fingerprint,
+        dtype=info.dtype,
+        state_dtype=info.state_dtype,
+    )
+    engine = Engine(scheduler, runner, Sampler(eos), eos, PrefixCache(_cache_budget(config)))
+    return LoadedEngine(engine, info, tokenizer, SnapshotFormat(fingerprint, model.state_spec, info.vocab_size))
 
 
 def load_service(config: EngineConfig, progress: Progress | None = None) -> Service:
     """`load_engine`, behind the async face. Raises the same errors."""
     loaded = load_engine(config, progress)
-    return Service(loaded.engine, loaded.info, loaded.tokenizer)
+    return Service(loaded.engine, loaded.info, loaded.tokenizer, loaded.snapshots)
 
 
 def _device(config: EngineConfig) -> torch.device:
@@ -122,9 +137,10 @@ def _batch_invariant(config: EngineConfig, model: Model, device: torch.device) -
 
 def _runner(config: EngineConfig, model: Model, slots: int, device: torch.device) -> Runner:
     capture = CUDACapture() if config.cuda_graphs and dispatch.can_capture(device) else None
+    record = tape.record if dispatch.can_record(device) else None
     pool = StatePool(model.state_spec, slots, device)
     try:
-        return Runner(model, pool, device, batch_invariant=config.batch_invariant, capture=capture)
+        return Runner(model, pool, device, batch_invariant=config.batch_invariant, capture=capture, record=record)
     except torch.OutOfMemoryError as error:
         raise CapacityError(
             f"no memory is left to capture decode steps of up to {slots} sequences on {device}: "
@@ -155,6 +171,11 @@ def _num_slots(config: EngineConfig, model: Model, device: torch.device) -> int:
             "raise state_memory, lower max_batch or take a smaller model"
         )
     return int(min(wanted, fit))
+
+
+def _cache_budget(config: EngineConfig) -> int:
+    """Of host memory, wherever the model is."""
+    return int(_free_memory(torch.device("cpu")) * CACHE_SHARE) if config.prefix_cache is None else config.prefix_cache
 
 
 def _free_memory(device: torch.device) -> int:

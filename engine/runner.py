@@ -6,8 +6,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from ostinato.engine.graphs import Capture, DecodeGraphs
-from ostinato.engine.state_pool import StatePool
+from ostinato.engine.graphs import Capture, Decode, DecodeGraphs, DecodeTapes, Record
+from ostinato.engine.state_pool import State, StatePool
 from ostinato.engine.types import Chunk, StepPlan
 from ostinato.kernels import dispatch
 from ostinato.kernels.packed import Packed
@@ -19,18 +19,25 @@ class StepLogits:
     """The logits that a plan asks for.
 
     rows: [N, vocabulary] fp32 on the CPU. spans: for each chunk of the plan, which rows are its own: one for every
-    token if it scores the prompt, else the last token's if it samples, else none.
+    token if it scores the prompt, else the last token's if it samples or is kept, else none. An empty chunk that asks
+    for the last token's has the row that came with its sequence's origin.
     """
 
     rows: Tensor
     spans: tuple[tuple[int, int], ...]
+
+    def last(self, chunk: int) -> Tensor | None:
+        """The last row of a chunk, given by its number: what its sequence predicts next."""
+        start, stop = self.spans[chunk]
+        return self.rows[stop - 1] if stop > start else None
 
 
 class Runner:
     """A model and the states of its sequences, on one device.
 
     batch_invariant: see `ostinato.kernels.dispatch.batch_invariant`. capture: how decode steps are captured as graphs,
-    which is done at once; None runs them like all others.
+    which is done at once. record: how they are recorded as tapes instead, when they are first met. Without either, they
+    run like all others.
     """
 
     def __init__(
@@ -41,42 +48,61 @@ class Runner:
         *,
         batch_invariant: bool = False,
         capture: Capture | None = None,
+        record: Record | None = None,
     ) -> None:
         self._model = model
         self._pool = pool
         self._device = torch.device(device)
         self._batch_invariant = batch_invariant
-        self._graphs = None if capture is None else self._captured(capture)
+        self._decode: Decode | None = None
+        if capture is not None:
+            self._decode = self._captured(capture)
+        elif record is not None:
+            self._decode = DecodeTapes(model, pool.tensors, pool.num_slots, self._device, record)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepLogits:
         """One forward pass over all chunks, and the output projection over the rows that are asked for."""
         starts = accumulate((chunk.length for chunk in plan.chunks), initial=0)
         wanted = [_wanted_rows(chunk, start) for chunk, start in zip(plan.chunks, starts, strict=False)]
-        ends = accumulate((len(rows) for rows in wanted), initial=0)
         # Copied before the forward pass is launched: a copy to a GPU waits for what runs there.
         rows = torch.tensor([row for rows in wanted for row in rows], dtype=torch.long, device=self._device)
         with dispatch.running(self._device, batch_invariant=self._batch_invariant):
-            logits = self._logits(self._forward(plan)[rows])
-        return StepLogits(logits, tuple(pairwise(ends)))
+            logits = self._logits(self._forward(plan)[rows]) if any(wanted) else self._no_logits(plan)
+        return _with_origins(plan, logits, [len(rows) for rows in wanted])
 
     def clear(self, slot: int) -> None:
         """Zeroes the state of a slot."""
         self._pool.clear(slot)
 
+    @torch.inference_mode()
+    def save(self, slot: int, num_read: int, logits: Tensor | None = None) -> State:
+        """A copy of a slot. logits: [vocabulary], copied as well, since it is a row of many."""
+        return State(self._pool.save(slot), num_read, None if logits is None else logits.clone())
+
+    @torch.inference_mode()
+    def load(self, slot: int, state: State) -> None:
+        """Puts a saved state into a slot."""
+        self._pool.load(slot, state.tensors)
+
     def _forward(self, plan: StepPlan) -> Tensor:
+        plan = StepPlan(tuple(chunk for chunk in plan.chunks if chunk.length))
         slots = [chunk.sequence.slot for chunk in plan.chunks]
         tokens = [token for chunk in plan.chunks for token in chunk.sequence.unread_tokens(chunk.length)]
-        if self._graphs is not None and _only_decodes(plan):
-            return self._graphs.forward(tokens, slots)
+        if self._decode is not None and _only_decodes(plan):
+            return self._decode.forward(tokens, slots)
         batch = Packed.of(slots, [chunk.length for chunk in plan.chunks], device=self._device)
         return self._model.forward(torch.tensor(tokens, device=self._device), batch, self._pool.tensors)
 
+    def _no_logits(self, plan: StepPlan) -> Tensor:
+        """Reads what there is to read, for its states alone."""
+        if any(chunk.length for chunk in plan.chunks):
+            self._forward(plan)
+        return torch.empty(0, self._model.vocab_size)
+
     def _logits(self, hidden: Tensor) -> Tensor:
-        vocabulary = self._model.vocab_size  # padding rows of the output matrix are no tokens
-        if not hidden.shape[0]:
-            return torch.empty(0, vocabulary)
-        return self._model.logits(hidden)[:, :vocabulary].to("cpu")
+        # Padding rows of the output matrix are no tokens.
+        return self._model.logits(hidden)[:, : self._model.vocab_size].to("cpu")
 
     @torch.inference_mode()
     def _captured(self, capture: Capture) -> DecodeGraphs:
@@ -92,4 +118,15 @@ def _wanted_rows(chunk: Chunk, start: int) -> range:
     stop = start + chunk.length
     if chunk.scores_prompt:
         return range(start, stop)
-    return range(stop - 1, stop) if chunk.samples else range(0)
+    return range(stop - 1, stop) if chunk.length and (chunk.samples or chunk.keeps) else range(0)
+
+
+def _with_origins(plan: StepPlan, logits: Tensor, counts: list[int]) -> StepLogits:
+    """Puts the rows of empty chunks, which are on record, among those that were computed."""
+    pieces = list(logits.split(counts))
+    for i, chunk in enumerate(plan.chunks):
+        origin = chunk.sequence.origin
+        if not chunk.length and (chunk.samples or chunk.keeps) and origin is not None and origin.logits is not None:
+            pieces[i] = origin.logits.unsqueeze(0)
+    spans = tuple(pairwise(accumulate((piece.shape[0] for piece in pieces), initial=0)))
+    return StepLogits(logits if len(logits) == (spans[-1][1] if spans else 0) else torch.cat(pieces), spans)

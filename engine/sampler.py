@@ -26,28 +26,29 @@ class Sampler:
 
     @torch.inference_mode()
     def __call__(self, logits: StepLogits, plan: StepPlan) -> list[Sampled]:
+        finite = torch.isfinite(logits.rows.sum(dim=1)).tolist()  # for all at once: a call takes longer than a row
         return [
-            self._sample_alone(logits.rows[start:stop], chunk)
+            self._sample_alone(logits.rows[start:stop], all(finite[start:stop]), chunk)
             for chunk, (start, stop) in zip(plan.chunks, logits.spans, strict=True)
         ]
 
-    def _sample_alone(self, rows: Tensor, chunk: Chunk) -> Sampled:
+    def _sample_alone(self, rows: Tensor, finite: bool, chunk: Chunk) -> Sampled:
         """Whatever goes wrong with one sequence must not end the others."""
         try:
-            return self._sample(rows, chunk)
+            return self._sample(rows, finite, chunk)
         except Exception as error:
             logger.exception("sampling for %s failed", chunk.sequence.id)
             return Sampled(error=f"sampling failed: {error}")
 
-    def _sample(self, rows: Tensor, chunk: Chunk) -> Sampled:
-        if rows.numel() and not math.isfinite(rows.sum()):
+    def _sample(self, rows: Tensor, finite: bool, chunk: Chunk) -> Sampled:
+        if not finite:
             return Sampled(error="the model's logits are not finite")
         prompt_logprobs = score_prompt(rows, chunk) if chunk.scores_prompt else ()
         if not chunk.samples:
             return Sampled(prompt_logprobs=prompt_logprobs)
         sequence, raw = chunk.sequence, rows[-1]
         adjusted = self._adjusted(raw, sequence)
-        if adjusted.max() == -math.inf:
+        if adjusted is not raw and adjusted.max() == -math.inf:
             return Sampled(error="no token may be chosen: all of them would stop the text before min_tokens")
         token_id = choose(adjusted, sequence)
         count = sequence.params.logprobs
@@ -74,7 +75,7 @@ def penalized(row: Tensor, sequence: Sequence) -> Tensor:
     """
     params = sequence.params
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor([*sequence.prompt_ids, *sequence.output_counts], dtype=torch.long)
+        seen = torch.tensor([*sequence.prompt_ids.union(sequence.output_counts)], dtype=torch.long)
         value, factor = row[seen], params.repetition_penalty
         row = row.index_copy(0, seen, torch.where(value > 0, value / factor, value * factor))
     if (params.presence_penalty or params.frequency_penalty) and sequence.output_counts:
@@ -91,13 +92,13 @@ def choose(row: Tensor, sequence: Sequence) -> int:
     """The next token: the most likely one at temperature 0, otherwise one draw. row: [V] fp32."""
     params = sequence.params
     if params.temperature == 0.0:
-        # The first of the largest, as argmax gives, whose implementation for the CPU looks at one element at a time.
-        return int(torch.nonzero(row == row.max())[0])
+        return int(row.numpy().argmax())  # the first of the largest; PyTorch's looks at one element at a time
     # Relative to the best, so that no temperature, however small, can overflow.
     probabilities = torch.softmax((row.double() - row.max().double()) / params.temperature, dim=0)
     ids, kept = truncated(probabilities, params)
     cumulative = kept.cumsum(0)
-    draw = uniform(sequence.seed, sequence.index, len(sequence.output)) * float(cumulative[-1])
+    index, position = sequence.index + sequence.resumed.index, sequence.num_generated
+    draw = uniform(sequence.seed, index, position) * float(cumulative[-1])
     position = int(torch.searchsorted(cumulative, draw, right=True))
     return int(ids[min(position, len(ids) - 1)])
 
@@ -160,12 +161,17 @@ def token_logprobs(row: Tensor, token_id: int, count: int) -> TokenLogprobs:
 
 
 def score_prompt(rows: Tensor, chunk: Chunk) -> tuple[TokenLogprobs | None, ...]:
-    """Scores of the prompt tokens that a chunk's logits predict; None for the first token of a prompt.
+    """Scores of the prompt tokens that a chunk's logits predict; None for the first token of a text.
 
-    rows: [length, V]; row i was computed from the prompt up to and including token num_read + i.
+    rows: [length, V]; row i was computed from the log up to and including token num_read + i.
     """
-    prompt, start = chunk.sequence.prompt, chunk.sequence.num_read
-    count = chunk.sequence.params.prompt_logprobs or 0
+    sequence = chunk.sequence
+    start, prompt = sequence.num_read - sequence.base, sequence.prompt
+    count = sequence.params.prompt_logprobs or 0
     predicted = prompt[start + 1 : start + 1 + chunk.length]
     scores = [token_logprobs(row, token_id, count) for row, token_id in zip(rows, predicted, strict=False)]
-    return (None, *scores) if start == 0 else tuple(scores)
+    if sequence.num_read == 0:
+        return (None, *scores)
+    if sequence.origin is None or sequence.origin.logits is None:
+        return tuple(scores)
+    return (token_logprobs(sequence.origin.logits, prompt[start], count), *scores)  # the state predicted the first one

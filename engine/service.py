@@ -19,7 +19,7 @@ from collections.abc import Sequence as Items
 from math import ceil
 from typing import TYPE_CHECKING
 
-from ostinato.engine.admission import make_sequences
+from ostinato.engine.admission import FRESH, Continuation, make_sequences
 from ostinato.engine.errors import EngineStoppedError, QueueFullError, RequestError
 from ostinato.engine.event_stream import EventStream
 from ostinato.engine.info import EngineStats, ModelInfo
@@ -27,6 +27,7 @@ from ostinato.engine.types import SamplingParams, Sequence, TokenEvent
 
 if TYPE_CHECKING:
     from ostinato.engine.engine import Engine
+    from ostinato.engine.snapshot_file import SnapshotFormat
     from ostinato.engine.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -39,11 +40,15 @@ class Service:
         engine: belongs to the service from now on.
         info: what is served.
         tokenizer: None serves token ids only.
+        snapshots: reads and writes the model's snapshots; None stores no states.
     """
 
-    def __init__(self, engine: Engine, info: ModelInfo, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self, engine: Engine, info: ModelInfo, tokenizer: Tokenizer | None, snapshots: SnapshotFormat | None = None
+    ) -> None:
         self.info = info
         self.tokenizer = tokenizer
+        self.snapshots = snapshots
         self._engine = engine
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[str, EventStream] = {}  # by sequence, of all that are accepted and have not ended
@@ -82,6 +87,7 @@ class Service:
         *,
         n: int = 1,
         priority: int = 0,
+        states: Continuation = FRESH,
     ) -> EventStream:
         """Queues n sequences for every prompt; must be called on an event loop.
 
@@ -104,6 +110,7 @@ class Service:
             priority=priority,
             vocab_size=self.info.vocab_size,
             tokenizer=self.tokenizer,
+            states=states,
         )
         if any(sequence.id in self._streams for sequence in sequences):
             raise ValueError(f"a request with the id {request_id!r} is still in progress")
@@ -141,7 +148,7 @@ class Service:
 
     def stats(self) -> EngineStats:
         """The counters as they stand."""
-        scheduler = self._engine.scheduler
+        scheduler, keeper = self._engine.scheduler, self._engine.keeper
         return EngineStats(
             slots=scheduler.num_slots,
             slots_used=scheduler.num_slots - scheduler.num_free,
@@ -152,6 +159,14 @@ class Service:
             generated_tokens_total=self._tokens["generated"],
             steps_total=self._steps,
             step_seconds_total=self._step_seconds,
+            parked=scheduler.num_parked,
+            read_tokens_total=self._engine.tokens_read,
+            reused_tokens_total=keeper.stats.reused_tokens,
+            reuse={str(reuse): count for reuse, count in keeper.stats.reuse.items()},
+            cache_bytes=keeper.cache.num_bytes,
+            cache_budget=keeper.cache.budget,
+            cache_states=keeper.cache.num_states,
+            cache_evictions_total=keeper.cache.evictions,
             finished=dict(self._finished),
         )
 
@@ -215,7 +230,7 @@ class Service:
         events = self._engine.step()
         self._steps += 1
         self._step_seconds += time.monotonic() - start
-        self._post([event for event in events if event.token_ids or event.prompt_logprobs or event.finish_reason])
+        self._post([event for event in events if event.says_something])
 
     def _add(self, sequences: list[Sequence]) -> None:
         self._engine.add(sequences)

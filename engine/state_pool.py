@@ -1,9 +1,38 @@
 """The state pool: the memory of all sequences, allocated once. A free slot is a zeroed slot."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ostinato.models.base import StateSpec
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """The memory of one sequence outside of the pool. It may be shared, so nobody writes into it.
+
+    tensors: by name, [layers, *shape]. num_read: tokens that it has taken in. logits: [vocabulary] fp32 on the CPU,
+    what it predicts next; None where nobody has asked for them.
+    """
+
+    tensors: Mapping[str, Tensor]
+    num_read: int
+    logits: Tensor | None = None
+
+    def on_host(self) -> State:
+        """The same in the host's memory; itself if it is there."""
+        if all(tensor.device.type == "cpu" for tensor in self.tensors.values()):
+            return self
+        return State({name: tensor.cpu() for name, tensor in self.tensors.items()}, self.num_read, self.logits)
+
+    @property
+    def num_bytes(self) -> int:
+        kept = [*self.tensors.values(), *(() if self.logits is None else (self.logits,))]
+        return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 
 class StatePool:
@@ -25,3 +54,12 @@ class StatePool:
         """Zeroes every tensor of a slot."""
         for tensor in self.tensors.values():
             tensor[:, slot].zero_()
+
+    def save(self, slot: int) -> dict[str, Tensor]:
+        """A copy of a slot, on the pool's device: each tensor as [layers, *shape]."""
+        return {name: tensor[:, slot].clone() for name, tensor in self.tensors.items()}
+
+    def load(self, slot: int, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrites a slot with what `save` gave, from any device."""
+        for name, tensor in self.tensors.items():
+            tensor[:, slot].copy_(tensors[name])

@@ -26,9 +26,19 @@ def accept(sequence: Sequence, sampled: Sampled, eos_token_ids: frozenset[int]) 
             reason, stop = FinishReason.STOP, delta.stop
     if reason is None and len(sequence.output) >= sequence.params.max_tokens:
         reason = FinishReason.LENGTH
-    if reason is not None and sequence.text is not None and not isinstance(stop, str):
+    if (
+        reason is not None
+        and sequence.text is not None
+        and not isinstance(stop, str)
+        and not _goes_on(sequence, reason)
+    ):
         text += sequence.text.flush()
     return _event(sequence, sampled, text, reason, stop)
+
+
+def _goes_on(sequence: Sequence, reason: FinishReason) -> bool:
+    """Whether what is held back belongs to a state to be stored, with which the text may go on."""
+    return reason is FinishReason.LENGTH and sequence.keep is not None and sequence.keep.end
 
 
 def stop_tokens(sequence: Sequence, eos_token_ids: frozenset[int]) -> frozenset[int]:

@@ -52,11 +52,18 @@ class Tokenizer(Protocol):
         """What the tokenizer's files say; `resolve_eos` decides."""
 
     @property
+    def fingerprint(self) -> str:
+        """SHA-256 in hex of what maps text to ids."""
+
+    @property
     def chat_template(self) -> str | None:
         """Jinja text of the checkpoint's own template; None: the default form is in force."""
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of `text`. RequestError: not Unicode, or not expressible in the vocabulary."""
+    def encode(self, text: str, *, add_special_tokens: bool = True, continues: bool = False) -> list[int]:
+        """Ids of `text`. RequestError: not Unicode, or not expressible in the vocabulary.
+
+        `continues`: it follows earlier text, so a SentencePiece tokenizer puts no space before it.
+        """
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True, continues: bool = False) -> str:
         """Text of `ids`; what is not valid UTF-8 becomes U+FFFD, ids without a token add nothing.

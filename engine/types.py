@@ -14,6 +14,9 @@ from ostinato.engine.errors import RequestError
 
 if TYPE_CHECKING:
     from ostinato.engine.detokenizer import TextStream
+    from ostinato.engine.keeping import Closing, Keep, Mark
+    from ostinato.engine.snapshots import Snapshot
+    from ostinato.engine.state_pool import State
 
 MAX_TOP_LOGPROBS = 20
 MAX_SEED = 2**63 - 1
@@ -105,12 +108,43 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How far an answer has come: what going on with it needs besides the state and the token log.
+
+    tokens: generated so far, the last ones of the log. counts: how often each occurs among them, for the penalties.
+    index: of the choice, since choices with one seed draw different numbers. held, partial: text that is complete but
+    may begin a stop string, and the bytes of an unfinished character (see `TextStream`); neither was shown yet.
+    """
+
+    tokens: int = 0
+    counts: Mapping[int, int] = field(default_factory=dict)
+    index: int = 0
+    held: str = ""
+    partial: bytes = b""
+
+
+NOT_BEGUN = Generation()
+
+
+class Reuse(enum.StrEnum):
+    """Why a sequence read its prompt from where it did, as `usage` tells it."""
+
+    STATE = "state"  # it began from a state that the request named
+    FORK = "fork"  # another choice of the same request had read it
+    HIT = "hit"  # the prefix cache held a state of all of it or of a part
+    MISS = "miss"  # no such state there
+    OFF = "off"  # there is no prefix cache, or the request asked for none
+    SCORED = "prompt_logprobs"  # every token has to be read to be scored
+
+
 @dataclass(slots=True)
 class Sequence:
     """One stream of tokens: a prompt, what was generated so far, and where its state lives.
 
-    `num_read` counts the tokens that the state has taken in; the state always stands behind the token log by what is
-    still to be read (`num_unread`).
+    The token log is `base` tokens that nobody knows any more (of a private state), then the prompt, then the output.
+    `num_read` counts the tokens of the log that the state has taken in; the state always stands behind the log by what
+    is still to be read (`num_unread`).
     """
 
     id: str
@@ -126,14 +160,31 @@ class Sequence:
     slot: int = -1
     finish_reason: FinishReason | None = None
     prompt_ids: frozenset[int] = frozenset()  # only with a repetition penalty, which needs them in every step
+    base: int = 0
+    origin: State | None = None  # what its slot starts from: a stored, cached, forked or parked state
+    began: int = 0  # tokens that it did not have to read when it began
+    reuse: Reuse = Reuse.OFF
+    resumed: Generation = NOT_BEGUN  # the answer that this one goes on with
+    scope: str | None = None  # whose prefix cache it may use and fill; None: nobody's
+    stops: set[int] = field(default_factory=set)  # lengths of the log at which the state is to be kept
+    keep: Keep | None = None  # what the request wants to have stored
+    mark: Mark | None = None  # where a stop string may have begun
+    closing: Closing | None = None  # it has its answer, and reads the rest of the log for the state to be stored
+    followers: list[Sequence] = field(default_factory=list)  # choices that wait until this one has read the prompt
+    held_back: bool = False  # is such a follower
 
     def __post_init__(self) -> None:
         if self.params.repetition_penalty != 1.0:
             self.prompt_ids = frozenset(self.prompt)
 
     @property
+    def prompt_end(self) -> int:
+        """Length of the log with the prompt and without the output."""
+        return self.base + len(self.prompt)
+
+    @property
     def num_tokens(self) -> int:
-        return len(self.prompt) + len(self.output)
+        return self.base + len(self.closing.log) if self.closing else self.prompt_end + len(self.output)
 
     @property
     def num_unread(self) -> int:
@@ -142,12 +193,19 @@ class Sequence:
 
     @property
     def in_prefill(self) -> bool:
-        """Whether some of the prompt is still to be read."""
-        return self.num_read < len(self.prompt)
+        """Whether it only reads: its prompt, or the rest of a log that is complete."""
+        return self.closing is not None or self.num_read < self.prompt_end
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens of the answer, with those of the answer that it goes on with."""
+        return self.resumed.tokens + len(self.output)
 
     def unread_tokens(self, count: int) -> list[int]:
         """The next `count` tokens of the log that the state has not read."""
-        start, stop = self.num_read, self.num_read + count
+        start, stop = self.num_read - self.base, self.num_read - self.base + count
+        if self.closing is not None:
+            return list(self.closing.log[start:stop])
         cut = len(self.prompt)
         return [*self.prompt[start:stop], *self.output[max(0, start - cut) : max(0, stop - cut)]]
 
@@ -161,29 +219,40 @@ class Sequence:
         self.output.append(token_id)
         self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
 
+    def next_stop(self) -> int:
+        """How far the next chunk may read: to the end of the log, or to where the state is to be kept before."""
+        return min((stop for stop in self.stops if stop > self.num_read), default=self.num_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """The next `length` unread tokens of one sequence, read in one step.
 
+    A sequence whose origin has read the whole log has nothing to read: its first chunk is empty, and the logits that
+    came with the origin stand for those of the last token.
+
     `samples`: the chunk ends the token log, so its last logits choose the next token.
     `scores_prompt`: log-probabilities are wanted for the prompt tokens that its logits predict.
+    `keeps`: the state is to be kept as it is at the chunk's end, with its last logits.
     """
 
     sequence: Sequence
     length: int
     samples: bool
     scores_prompt: bool
+    keeps: bool
 
     @classmethod
     def of(cls, sequence: Sequence, length: int) -> Chunk:
         """The next `length` tokens of a sequence, as it stands now."""
-        params = sequence.params
+        params, end = sequence.params, sequence.num_read + length
+        ends_log = length == sequence.num_unread
         return cls(
             sequence,
             length,
-            samples=length == sequence.num_unread and params.max_tokens > 0,
-            scores_prompt=sequence.in_prefill and params.prompt_logprobs is not None,
+            samples=ends_log and sequence.closing is None and params.max_tokens > 0,
+            scores_prompt=sequence.closing is None and sequence.in_prefill and params.prompt_logprobs is not None,
+            keeps=end in sequence.stops or (ends_log and sequence.closing is not None),
         )
 
 
@@ -210,7 +279,7 @@ class TokenEvent:
 
     `text` is what became printable with this token: it may be empty (half a character, or the possible beginning of a
     stop string is held back) and may hold text of earlier tokens. `prompt_logprobs` arrives in pieces while the prompt
-    is read, in order; its first entry of a prompt is None, since nothing predicts the first token.
+    is read, in order; its first entry of a prompt is None, since nothing predicts the first token of a text.
     """
 
     sequence_id: str
@@ -222,3 +291,11 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or token id that ended it
     error: str | None = None  # with FinishReason.ERROR
+    snapshots: tuple[Snapshot, ...] = ()  # that were asked for; the one at the end comes last, with `finish_reason`
+    reused: int = 0  # with `finish_reason`: tokens of the log that did not have to be read, and why not more
+    reuse: Reuse = Reuse.OFF
+
+    @property
+    def says_something(self) -> bool:
+        """Whether there is anything in it to deliver."""
+        return bool(self.token_ids or self.prompt_logprobs or self.snapshots or self.finish_reason)

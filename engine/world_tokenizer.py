@@ -8,6 +8,8 @@ in the file.
 from __future__ import annotations
 
 import ast
+import functools
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -51,12 +53,19 @@ class WorldTokenizer:
         """One more than the largest id."""
         return self._vocab_size
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 in hex of the vocabulary, and of the name that stands for 0 in a text."""
+        facts = repr((sorted(self._tokens.items()), self._end_mark))
+        return hashlib.sha256(facts.encode()).hexdigest()
+
     @property
     def chat_template(self) -> str | None:
         return self._config.template_source
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of `text`. This vocabulary has no beginning token, so `add_special_tokens` changes nothing.
+    def encode(self, text: str, *, add_special_tokens: bool = True, continues: bool = False) -> list[int]:
+        """Ids of `text`. This vocabulary has no beginning token and puts no space before a text, so the options change
+        nothing.
 
         Raises:
             RequestError: the text is not Unicode, or no token covers one of its bytes.

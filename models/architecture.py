@@ -19,6 +19,8 @@ _DESCRIPTIONS = {
     "mamba_ssm": "Mamba in the original state-spaces layout",
     "mamba2_ssm": "Mamba-2 in the original state-spaces layout",
 }
+# Early conversions of RWKV-5 call their class as RWKV-4's is called.
+_BY_MODEL_TYPE = {("RwkvForCausalLM", "rwkv5"): "Rwkv5ForCausalLM", ("RwkvForCausalLM", "rwkv6"): "Rwkv6ForCausalLM"}
 _LOOK_ALIKES = {
     "Rwkv7ForCausalLM": (
         "RWKV-7 in a layout that is not read; "
@@ -85,13 +87,18 @@ def detect_pth(shapes: Mapping[str, tuple[int, ...]], file: Path) -> str:
     """The RWKV version of an original `.pth` file, by its tensor names (the test of the `rwkv` package).
 
     Returns:
-        `rwkv<version>_pth`, version being 4, 5, 5.1, 5.2, 6 or 7.
+        `rwkv<version>_pth`, version being 4, 5.0, 5.1, 5.2, 6 or 7.
 
     Raises:
-        UnsupportedModelError: no RWKV model, or RWKV-7 with DeepEmbed.
+        UnsupportedModelError: no RWKV model, one with a tuned state among its tensors, or RWKV-7 with DeepEmbed.
     """
-    if all(name.endswith(".time_state") for name in shapes):
+    tuned = [name for name in shapes if name.endswith(".time_state")]
+    if len(tuned) == len(shapes):
         raise UnsupportedModelError(f"{file} holds a tuned initial state of RWKV, not a model")
+    if tuned:
+        raise UnsupportedModelError(
+            f"{file} holds a tuned initial state ({tuned[0]!r}) beside the model; save the two to files of their own"
+        )
     first_block = {
         name.removeprefix("blocks.0."): shape for name, shape in shapes.items() if name.startswith("blocks.0.")
     }
@@ -101,7 +108,7 @@ def detect_pth(shapes: Mapping[str, tuple[int, ...]], file: Path) -> str:
         )
     if any(name.startswith("ffn.s_emb") for name in first_block):
         raise UnsupportedModelError(
-            f"{file} is RWKV-7 with DeepEmbed ('ffn.s_emb'), which is not served; use a plain RWKV-7"
+            f"{file} is RWKV-7a or RWKV-7b, with DeepEmbed ('ffn.s_emb'), which is not served; use a plain RWKV-7"
         )
     return f"rwkv{_rwkv_version(first_block)}_pth"
 
@@ -132,7 +139,7 @@ def _declared_name(config: Mapping[str, Any], config_file: Path) -> str:
     if declared:
         if not isinstance(declared, list) or not isinstance(declared[0], str):
             raise CheckpointError(f"{config_file}: 'architectures' must be a list of names, found {declared!r}")
-        return declared[0]
+        return _BY_MODEL_TYPE.get((declared[0], str(config.get("model_type"))), declared[0])
     if config.keys() >= _STATE_SPACES_KEYS:
         ssm_config = config["ssm_cfg"]
         if not isinstance(ssm_config, dict):
@@ -176,4 +183,4 @@ def _rwkv_version(first_block: Mapping[str, tuple[int, ...]]) -> str:
     decay = first_block.get("att.time_decay", ())
     if len(decay) > 1 and decay[1] > 1:
         return "5.2"
-    return "5.1" if "att.gate.weight" in first_block else "5"
+    return "5.1" if "att.gate.weight" in first_block else "5.0"

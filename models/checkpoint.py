@@ -80,6 +80,8 @@ class Checkpoint:
         dtype: of the stored weights: the one that most elements have.
         num_bytes: of all tensors on disk.
         progress: see `open_checkpoint`; may be replaced.
+        attention_window: how many tokens layers of full attention hold, which have no window of their own; None leaves
+            it to the model; may be replaced.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Checkpoint:
         self.config = config
         self.generation_config = generation_config
         self.progress = progress
+        self.attention_window: int | None = None
         self._described_by = weights.described_by
         self._files = tuple(files)
         self._file_of = locate_tensors(weights, files)
@@ -146,6 +149,11 @@ class Checkpoint:
         tensor = file.load(name)
         self._consume(name)
         return tensor
+
+    def peek(self, name: str) -> torch.Tensor:
+        """A tensor as `take` gives it, of whatever dtype and shape, without consuming it. Raises CheckpointError."""
+        self._info(name)
+        return self._file_of[name].load(name)
 
     def drop(self, *names: str) -> None:
         """Consumes tensors unread, for those that a format declares obsolete. Absent ones are fine."""

@@ -155,7 +155,8 @@ class MambaMixer:
         return [norm(part, torch.float32) for norm, part in zip(self.inner_norms, parts, strict=True)]
 
 
-def _read_mixer(read: WeightReader, name: str, c: MambaConfig) -> MambaMixer:
+def read_mixer(read: WeightReader, name: str, c: MambaConfig) -> MambaMixer:
+    """The layer whose tensors begin with `name`. Raises CheckpointError, as WeightReader."""
     conv = read.tensor(f"{name}.conv1d.weight", c.inner, 1, c.conv_width)
     return MambaMixer(
         config=c,
@@ -201,7 +202,7 @@ class Mamba:
         self._layers = [
             (
                 RMSNorm(read.tensor(f"backbone.layers.{i}.norm.weight", c.hidden), c.norm_eps),
-                _read_mixer(read, f"backbone.layers.{i}.mixer", c),
+                read_mixer(read, f"backbone.layers.{i}.mixer", c),
             )
             for i in range(c.layers)
         ]

@@ -13,6 +13,7 @@ from ostinato.kernels.attention import window_attention
 from ostinato.kernels.linear import Linear
 from ostinato.kernels.packed import Packed, read_slots
 from ostinato.models.base import StateTensor, StateTensors
+from ostinato.models.config import ConfigReader
 from ostinato.models.layers import RMSNorm
 
 _DIGIT_BITS, _DIGITS = 9, 4  # positions up to 2^36: at a thousand tokens a second, two years of reading
@@ -58,15 +59,22 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the tokens of one forward pass are. past: [B] int64, tokens read before; turn: as `Rotary.at` gives it."""
+    """Where the tokens of one forward pass are in their sequences.
+
+    past: [B] int64, how many tokens were read before; positions: [T] int64, from 0 on; turn: as `Rotary.at` gives it;
+    far_turn: likewise, for queries that meet sinks, which stay within reach.
+    """
 
     past: Tensor
+    positions: Tensor
     turn: Tensor | None
+    far_turn: Tensor | None
 
 
-def advance(pool: StateTensors, batch: Packed, tokens: int, rotary: Rotary | None) -> Places:
+def advance(pool: StateTensors, batch: Packed, tokens: int, rotary: Rotary | None, reach: int | None = None) -> Places:
     """Counts `tokens`, those of the batch, in the state's `position`; to be called once in a forward pass.
 
+    reach: of the layers' WindowSizes, where they have sinks.
     Nothing here waits for the device, so that a step can be captured as a CUDA graph.
     """
     position = pool["position"][0]
@@ -74,21 +82,31 @@ def advance(pool: StateTensors, batch: Packed, tokens: int, rotary: Rotary | Non
     written = batch.dst.clamp(min=0).long()
     change = past + batch.starts.diff() - position[written]
     position.index_add_(0, written, torch.where(batch.dst >= 0, change, 0))  # padding adds nothing to slot 0
-    if rotary is None:
-        return Places(past, None)
     order = torch.arange(tokens, dtype=torch.int32, device=past.device)
     sequence = torch.searchsorted(batch.starts[1:], order, right=True)
-    return Places(past, rotary.at(order + (past - batch.starts[:-1])[sequence]))
+    positions = order + (past - batch.starts[:-1])[sequence]
+    turn = None if rotary is None else rotary.at(positions)
+    far_turn = None if rotary is None or reach is None else rotary.at(positions.clamp(max=reach))
+    return Places(past, positions, turn, far_turn)
 
 
 @dataclass(frozen=True, slots=True)
 class WindowSizes:
-    """Of one layer. window: tokens that a query sees, its own included; kv_heads: heads of keys and of values."""
+    """Of one layer. window: tokens that a query sees, its own included; kv_heads: heads of keys and of values.
+
+    sinks: how many of the window's tokens are the first ones of the sequence (`kernels/attention.py`).
+    """
 
     heads: int
     kv_heads: int
     head: int
     window: int
+    sinks: int = 0
+
+    @property
+    def reach(self) -> int | None:
+        """The largest distance at which a sink is seen; None without sinks."""
+        return self.window - 1 if self.sinks else None
 
     @property
     def joined(self) -> tuple[int, int, int]:
@@ -97,12 +115,11 @@ class WindowSizes:
 
     def state(self, layers: int, dtype: torch.dtype) -> tuple[StateTensor, ...]:
         """What `layers` such layers add to a StateSpec. dtype: of keys and values, that of the computation."""
+        position = StateTensor("position", 1, (), torch.int64)
+        if not layers:
+            return (position,)
         ring = (self.window, self.kv_heads, self.head)
-        return (
-            StateTensor("window_keys", layers, ring, dtype),
-            StateTensor("window_values", layers, ring, dtype),
-            StateTensor("position", 1, (), torch.int64),
-        )
+        return (*(StateTensor(f"window_{each}", layers, ring, dtype) for each in ("keys", "values")), position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +127,15 @@ class WindowAttention:
     """Projections, norms and rotation about `kernels.attention.window_attention`.
 
     qkv: one projection with the outputs of `sizes.joined` side by side. norm: of queries and keys, head by head, before
-    they are turned: [heads + kv_heads, head].
+    they are turned: [heads + kv_heads, head]. key_scale, output_scale: multiply keys and what is projected at the end.
     """
 
     sizes: WindowSizes
     qkv: Linear
     output: Linear
     norm: RMSNorm | None = None
+    key_scale: float = 1.0
+    output_scale: float = 1.0
 
     def __call__(
         self, u: Tensor, batch: Packed, places: Places, keys: Tensor, values: Tensor, residual: Tensor
@@ -131,20 +150,34 @@ class WindowAttention:
         qk = qk.unflatten(-1, (s.heads + s.kv_heads, s.head))
         if self.norm is not None:
             qk = self.norm(qk, torch.float32)
+        far = None if places.far_turn is None else rotate(qk[:, : s.heads], places.far_turn)
         if places.turn is not None:
             qk = rotate(qk, places.turn)
         q, k = qk.split([s.heads, s.kv_heads], dim=1)
         v = v.unflatten(-1, (s.kv_heads, s.head))
-        y = window_attention(
-            q, k.to(keys.dtype), v.to(values.dtype), keys, values, places.past, batch, scale=s.head**-0.5
-        )
-        return self.output(y.flatten(1), residual)
+        k, v, scale = k.to(keys.dtype), v.to(values.dtype), self.key_scale * s.head**-0.5
+        y = window_attention(q, k, v, keys, values, places.past, batch, scale=scale, far=far, sinks=s.sinks).flatten(1)
+        return self.output(y if self.output_scale == 1 else y * self.output_scale, residual)
 
 
 def head_norm(queries: Tensor, keys: Tensor, sizes: WindowSizes, eps: float) -> RMSNorm:
     """The `norm` of WindowAttention from one weight [head] for queries and one for keys, which all heads share."""
     weights = [queries.expand(sizes.heads, -1), keys.expand(sizes.kv_heads, -1)]
     return RMSNorm(torch.cat(weights), eps)
+
+
+def read_rotary(config: ConfigReader, head: int, *, base: float, part: float = 1.0) -> tuple[int, float]:
+    """Width and base of a Rotary for heads of `head` elements, from transformers' keys of either generation.
+
+    base, part: what they are where `rope_theta` and `partial_rotary_factor` are absent. Raises as ConfigReader.
+    """
+    config.only("rope_scaling", None)
+    newer = config.section("rope_parameters")
+    newer.only("rope_type", "default")
+    of_base, of_part = (newer if newer.has(key) else config for key in ("rope_theta", "partial_rotary_factor"))
+    width = of_part.fraction_of(head, "partial_rotary_factor", part)
+    of_part.divide("partial_rotary_factor", width, 2)
+    return width, of_base.positive("rope_theta", base, most=1e15)
 
 
 def layer_indices(chosen: Sequence[int]) -> dict[int, int]:

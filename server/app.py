@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -18,6 +19,9 @@ from ostinato.server.metrics import Metrics
 from ostinato.server.ops import ops_router
 from ostinato.server.replies import ErrorReply
 from ostinato.server.request_log import RequestLog
+from ostinato.server.state_files import state_files_router
+from ostinato.server.state_store import open_states, sweep
+from ostinato.server.states import states_router
 from ostinato.server.tokens import tokens_router
 
 if TYPE_CHECKING:
@@ -28,16 +32,21 @@ if TYPE_CHECKING:
 def create_app(service: Service, settings: ServerSettings) -> FastAPI:
     """The application that serves `service`. Its lifespan starts and stops the service's loop.
 
+    Raises StoreUnavailableError: the state store cannot be opened.
+
     The API is described at /openapi.json. There is no page that renders it: the usual ones load scripts from afar.
     """
-    context = Context(service, settings, Metrics(service))
+    context = Context(service, settings, Metrics(service), open_states(service, settings))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
+        sweeper = None if context.states is None else asyncio.create_task(sweep(context.states.store))
         try:
             yield
         finally:
+            if sweeper is not None:
+                sweeper.cancel()
             await service.stop()
 
     app = FastAPI(
@@ -48,9 +57,9 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for make_router in (completions_router, chat_router, tokens_router, ops_router):
+    for make_router in (completions_router, chat_router, states_router, state_files_router, tokens_router, ops_router):
         app.include_router(make_router(context), responses={"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}})
     install_error_handlers(app)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_state_bytes=settings.max_state_bytes)
     app.add_middleware(RequestLog, metrics=context.metrics)
     return app

@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from ostinato.engine.types import TokenEvent
 from ostinato.server.context import Context
 from ostinato.server.generation import Job, collect, join_ids, run, wire_reason
+from ostinato.server.job_states import job_states, storing_of
 from ostinato.server.logprobs import TokenNames, chat_logprobs
 from ostinato.server.params import chat_params
 from ostinato.server.protocol import ChatRequest
@@ -37,8 +38,17 @@ def chat_router(context: Context) -> APIRouter:
         started = time.perf_counter()
         context.check_model(body.model)
         params = chat_params(context, body)
-        prompt = await context.encode_chat(body.messages)
-        writer = ChatWriter(context, body, Job("chatcmpl", [prompt], params, body.n, body.priority, started))
+        states = await job_states(
+            context.states,
+            request,
+            state=body.state,
+            storing=storing_of(body.store),
+            caches=body.cache_prompt,
+            open_turn=True,
+        )
+        prompt, states.checkpoints = await context.encode_chat(body.messages, states.start)
+        job = Job("chatcmpl", [prompt], params, body.n, body.priority, started, states)
+        writer = ChatWriter(context, body, job)
         if body.stream:
             return SseResponse(writer.chunks())
         reply = await until_disconnect(request.receive, writer.whole())
@@ -62,10 +72,10 @@ class ChatWriter:
             async for event in events:
                 piece = self.piece(event)
                 if _says_something(piece):
-                    yield self._chunk([piece])
+                    yield self._chunk([piece], ended=event.finish_reason is not None)
         options = self.request.stream_options
         if options is not None and options.include_usage:
-            yield self._chunk([], self.job.usage())
+            yield self._chunk([], self.job.usage(), ended=True)
 
     async def whole(self) -> ChatCompletion:
         pieces = await collect(self.context, self.job, self.piece)
@@ -76,6 +86,7 @@ class ChatWriter:
             system_fingerprint=self.context.fingerprint,
             choices=[_join(of_choice) for of_choice in pieces],
             usage=self.job.usage(),
+            **(self.job.states.reply(0) if self.job.choices == 1 else {}),
         )
 
     def piece(self, event: TokenEvent) -> ChatChunkChoice:
@@ -92,9 +103,13 @@ class ChatWriter:
             stop_reason=event.stop_reason,
             token_ids=list(event.token_ids) if shows_ids else None,
             prompt_token_ids=list(self.job.prompt_of(event.index)) if first and shows_ids else None,
+            **(self.job.states.reply(event.index) if event.finish_reason is not None and self.job.choices > 1 else {}),
         )
 
-    def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
+    def _chunk(
+        self, choices: list[ChatChunkChoice], usage: Usage | None = None, *, ended: bool = False
+    ) -> ChatCompletionChunk:
+        """ended: the states of a single choice are named beside it."""
         return ChatCompletionChunk(
             id=self.job.id,
             created=self.job.created,
@@ -102,6 +117,7 @@ class ChatWriter:
             system_fingerprint=self.context.fingerprint,
             choices=choices,
             usage=usage,
+            **(self.job.states.reply(0) if ended and self.job.choices == 1 else {}),
         )
 
 
@@ -122,4 +138,6 @@ def _join(pieces: Sequence[ChatChunkChoice]) -> ChatChoice:
         stop_reason=last.stop_reason,
         token_ids=join_ids([piece.token_ids for piece in pieces]),
         prompt_token_ids=first.prompt_token_ids,
+        state=last.state,
+        checkpoints=last.checkpoints,
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
 from typing import Annotated, cast
 
 import typer
@@ -13,6 +15,15 @@ from ostinato.server.settings import ServerSettings
 
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 DEFAULT_BODY = 8 * 2**20
+DEFAULT_STORE = 10 * 2**30
+DEFAULT_STATE_CACHE = 2**30
+DEFAULT_STATE = 2**30
+
+
+def default_state_folder() -> str:
+    """By the XDG base directory specification: `$XDG_STATE_HOME/ostinato/states`."""
+    home = os.environ.get("XDG_STATE_HOME", "")
+    return str((Path(home) if home else Path.home() / ".local" / "state") / "ostinato" / "states")
 
 
 def _log_level(value: str) -> str:
@@ -27,6 +38,33 @@ StateMemory = Annotated[
 ]
 MaxBody = Annotated[
     int | None, typer.Option(parser=opt.parse_size, metavar="SIZE", help="Largest request body. Default: 8MiB.")
+]
+
+
+PrefixCache = Annotated[
+    int | None,
+    typer.Option(
+        parser=opt.parse_size, metavar="SIZE", help="Memory for states found by their tokens. Default: 1/8; 0: none."
+    ),
+]
+StateStores = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--state-store",
+        metavar="PLACE",
+        help="Where states are stored: a folder, redis://, s3://, gs:// or az://; none: nowhere. Several: the ones "
+        f"before the last are caches. Default: {default_state_folder()}",
+    ),
+]
+StateStoreSize = Annotated[
+    int | None, typer.Option(parser=opt.parse_size, metavar="SIZE", help="Of each place. Default: 10GiB.")
+]
+StateCache = Annotated[
+    int | None,
+    typer.Option(parser=opt.parse_size, metavar="SIZE", help="Memory for stored states. Default: 1GiB; 0: none."),
+]
+MaxState = Annotated[
+    int | None, typer.Option(parser=opt.parse_size, metavar="SIZE", help="Largest state to upload. Default: 1GiB.")
 ]
 
 
@@ -45,6 +83,12 @@ def serve(
     batch_invariant: opt.BatchInvariant = False,
     cuda_graphs: opt.CUDAGraphs = True,
     served_model_name: Annotated[str | None, typer.Option(help="Name of the model in the API.")] = None,
+    prefix_cache: PrefixCache = None,
+    state_store: StateStores = None,
+    state_store_size: StateStoreSize = None,
+    state_cache: StateCache = None,
+    state_compression: Annotated[bool, typer.Option("--state-compression", help="Store states compressed.")] = False,
+    max_state: MaxState = None,
     max_body: MaxBody = None,
     drain_seconds: Annotated[float, typer.Option(min=0, help="How long SIGTERM lets running requests go on.")] = 30.0,
     log_level: Annotated[str, typer.Option(callback=_log_level, help=f"One of {', '.join(LOG_LEVELS)}.")] = "info",
@@ -60,6 +104,7 @@ def serve(
         max_step_tokens=max_step_tokens,
         max_queue=max_queue,
         threads=threads,
+        prefix_cache=prefix_cache,
         batch_invariant=batch_invariant,
         cuda_graphs=cuda_graphs,
     )
@@ -68,6 +113,11 @@ def serve(
         host=host,
         port=port,
         max_body_bytes=max_body or DEFAULT_BODY,
+        state_store=() if state_store == ["none"] else tuple(state_store or [default_state_folder()]),
+        state_store_bytes=DEFAULT_STORE if state_store_size is None else state_store_size,
+        state_memory_bytes=DEFAULT_STATE_CACHE if state_cache is None else state_cache,
+        state_compression=state_compression,
+        max_state_bytes=max_state or DEFAULT_STATE,
         drain_seconds=drain_seconds,
         served_model_name=served_model_name or opt.api_name(model),
         log_level=log_level,

@@ -9,9 +9,11 @@ from contextlib import aclosing
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from ostinato.engine.errors import RequestError
 from ostinato.engine.types import TokenEvent
 from ostinato.server.context import Context
 from ostinato.server.generation import Job, collect, join_ids, run, wire_reason
+from ostinato.server.job_states import checkpoints_of, job_states, storing_of
 from ostinato.server.logprobs import LegacyWriter, TokenNames, join_legacy
 from ostinato.server.params import completion_params
 from ostinato.server.protocol import CompletionRequest
@@ -29,7 +31,15 @@ def completions_router(context: Context) -> APIRouter:
         context.check_model(body.model)
         params = completion_params(context, body)
         prompts = await context.encode_prompts(body)
-        job = Job("cmpl", prompts, params, body.n, body.priority, started)
+        states = await job_states(
+            context.states,
+            request,
+            state=body.state,
+            storing=storing_of(body.store),
+            checkpoints=_checkpoints(body, prompts),
+            caches=body.cache_prompt,
+        )
+        job = Job("cmpl", prompts, params, body.best_of or body.n, body.priority, started, states)
         writer = CompletionWriter(context, body, job)
         if body.stream:
             return SseResponse(writer.chunks())
@@ -37,6 +47,12 @@ def completions_router(context: Context) -> APIRouter:
         return Response(reply.model_dump_json(), media_type="application/json")
 
     return router
+
+
+def _checkpoints(body: CompletionRequest, prompts: Sequence[Sequence[int]]) -> dict[int, str | None]:
+    if body.checkpoints and len(prompts) > 1:
+        raise RequestError("checkpoints need a single prompt", "checkpoints")
+    return checkpoints_of(body.checkpoints, len(prompts[0]))
 
 
 class CompletionWriter:
@@ -53,20 +69,26 @@ class CompletionWriter:
             async for event in events:
                 piece = self.piece(event)
                 if _says_something(piece):
-                    yield self.reply([piece])
+                    yield self.reply([piece], ended=event.finish_reason is not None)
         options = self.request.stream_options
         if options is not None and options.include_usage:
-            yield self.reply([], self.job.usage())
+            yield self.reply([], self.job.usage(), ended=True)
 
     async def whole(self) -> Completion:
         pieces = await collect(self.context, self.job, self.piece)
-        return self.reply([_join(of_choice) for of_choice in pieces], self.job.usage())
+        choices = [_join(pieces[index]) for index in self.job.best(self.request.n)]
+        for index, choice in enumerate(choices):
+            choice.index = index
+        return self.reply(choices, self.job.usage(), ended=True)
 
     def piece(self, event: TokenEvent) -> CompletionChoice:
         return self.choices[event.index].piece(event)
 
-    def reply(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
+    def reply(self, choices: list[CompletionChoice], usage: Usage | None = None, *, ended: bool = False) -> Completion:
+        """ended: the states of a single choice are named beside it."""
+        states = self.job.states.reply(0) if ended and self.job.choices == 1 else {}
         return Completion(
+            **states,
             id=self.job.id,
             created=self.job.created,
             model=self.context.model_name,
@@ -82,6 +104,7 @@ class ChoiceWriter:
     def __init__(self, context: Context, request: CompletionRequest, job: Job, index: int) -> None:
         self.context = context
         self.request = request
+        self.job = job
         self.index = index
         self.prompt_index = index // job.n
         self.prompt = job.prompt_of(index)
@@ -104,11 +127,12 @@ class ChoiceWriter:
             token_ids=list(event.token_ids) if shows_ids else None,
             prompt_token_ids=list(self.prompt) if first and shows_ids else None,
             prompt_logprobs=prompt_logprobs,
+            **(self.job.states.reply(self.index) if event.finish_reason is not None and self.job.choices > 1 else {}),
         )
 
     def _echo(self) -> str:
         """The prompt as the client wrote it, or as its token ids read."""
-        prompt = self.request.prompt
+        prompt = self.request.prompt or ""
         given = prompt if isinstance(prompt, str) else prompt[self.prompt_index]
         return given if isinstance(given, str) else self.context.tokenizer_for("echo").decode(self.prompt)
 
@@ -150,6 +174,8 @@ def _join(pieces: Sequence[CompletionChoice]) -> CompletionChoice:
         token_ids=join_ids([piece.token_ids for piece in pieces]),
         prompt_token_ids=first.prompt_token_ids,
         prompt_logprobs=_join_logprobs([piece.prompt_logprobs for piece in pieces]),
+        state=last.state,
+        checkpoints=last.checkpoints,
     )
 
 

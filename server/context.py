@@ -12,12 +12,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from ostinato.engine.errors import RequestError, TextNeedsTokenizerError
+from ostinato.server.conversation import Conversation
 from ostinato.server.errors import ModelNotFoundError
 from ostinato.server.metrics import Metrics
 from ostinato.server.protocol import ChatMessage, CompletionRequest
 
 if TYPE_CHECKING:
     from ostinato.engine.service import Service
+    from ostinato.engine.snapshots import Snapshot
+    from ostinato.engine.states import States
     from ostinato.engine.tokenizer import Tokenizer
     from ostinato.server.settings import ServerSettings
 
@@ -31,6 +34,7 @@ class Context:
     service: Service
     settings: ServerSettings
     metrics: Metrics
+    states: States | None = None  # None: this server keeps none
     created: int = field(default_factory=lambda: int(time.time()))  # when the model was loaded, seconds since 1970
 
     @cached_property
@@ -59,8 +63,10 @@ class Context:
             raise TextNeedsTokenizerError(message, field_name)
         return self.service.tokenizer
 
-    async def encode(self, texts: Sequence[str], field_name: str, *, special: bool) -> list[tuple[int, ...]]:
-        """Token ids of each text, with the tokenizer's special tokens if `special`.
+    async def encode(
+        self, texts: Sequence[str], field_name: str, *, special: bool, continues: bool = False
+    ) -> list[tuple[int, ...]]:
+        """Token ids of each text, with the tokenizer's special tokens if `special`; or as the middle of a text.
 
         Raises:
             TextNeedsTokenizerError: there is no tokenizer.
@@ -69,7 +75,10 @@ class Context:
         tokenizer = self.tokenizer_for(field_name)
 
         def encode_all() -> list[tuple[int, ...]]:
-            return [tuple(tokenizer.encode(text, add_special_tokens=special)) for text in texts]
+            return [
+                tuple(tokenizer.encode(text, add_special_tokens=special and not continues, continues=continues))
+                for text in texts
+            ]
 
         try:
             short = sum(map(len, texts)) <= INLINE_CHARACTERS
@@ -79,19 +88,30 @@ class Context:
 
     async def encode_prompts(self, request: CompletionRequest) -> list[tuple[int, ...]]:
         """Token ids of each prompt of a completion request. Raises what `encode` does."""
+        if request.prompt is None:
+            if request.state is None:
+                raise RequestError("prompt: Field required, unless a state is named.", "prompt")
+            return [()]
         prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         if texts:
-            return await self.encode(texts, "prompt", special=request.add_special_tokens)
+            special, continues = request.add_special_tokens, request.state is not None
+            return await self.encode(texts, "prompt", special=special, continues=continues)
         many = [tuple(prompt) for prompt in prompts if isinstance(prompt, list)]
         return many or [tuple(token_id for token_id in prompts if isinstance(token_id, int))]
 
-    async def encode_chat(self, messages: Sequence[ChatMessage]) -> tuple[int, ...]:
-        """The token ids of a conversation, up to where the assistant's answer begins."""
+    async def encode_chat(
+        self, messages: Sequence[ChatMessage], start: Snapshot | None = None, *, answers: bool = True
+    ) -> tuple[tuple[int, ...], dict[int, str | None]]:
+        """The token ids of a conversation, or of what goes on from a state, and its checkpoints, by number of tokens.
+
+        answers: up to where the assistant's answer begins. Raises RequestError, TextNeedsTokenizerError.
+        """
         tokenizer = self.tokenizer_for("messages")
-        text = tokenizer.apply_chat_template([_plain(item) for item in messages], add_generation_prompt=True)
-        (ids,) = await self.encode([text], "messages", special=False)
-        return ids
+        conversation = Conversation(tokenizer, messages, None if start is None else start.open_turn)
+        text = conversation.text(answers=answers)
+        (ids,) = await self.encode([text], "messages", special=False, continues=start is not None)
+        return ids, conversation.checkpoints(ids)
 
     def check_token_ids(self, ids: Sequence[int], field_name: str) -> None:
         """Raises RequestError: an id is outside of the vocabulary."""
@@ -101,11 +121,3 @@ class Context:
                 raise RequestError(
                     f"{field_name}: {token_id} is not a token id: the ids are 0 to {size - 1}", field_name
                 )
-
-
-def _plain(message: ChatMessage) -> dict[str, str]:
-    """As templates expect it: one text, and `system` for what newer clients call `developer`."""
-    content = message.content
-    text = content if isinstance(content, str) else "".join(part.text for part in content)
-    named = {} if message.name is None else {"name": message.name}
-    return {"role": "system" if message.role == "developer" else message.role, "content": text, **named}

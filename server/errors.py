@@ -16,9 +16,19 @@ from starlette.responses import JSONResponse
 from ostinato.engine.errors import (
     EngineStoppedError,
     OstinatoError,
+    OtherDTypeError,
+    OtherModelError,
+    OtherTokenizerError,
     QueueFullError,
     RequestError,
+    SnapshotFormatError,
+    SnapshotValueError,
+    StateDamagedError,
+    StateIdError,
+    StateNotFoundError,
     StepError,
+    StoreFullError,
+    StoreUnavailableError,
     TextNeedsTokenizerError,
 )
 from ostinato.server.validation import first_problem
@@ -56,6 +66,16 @@ BY_TYPE: dict[type[Exception], Answer] = {
     NotReadyError: Answer(503, SERVER, "not_ready"),
     EngineStoppedError: Answer(503, SERVER, "engine_stopped"),
     StepError: Answer(500, SERVER, "step_failed"),
+    SnapshotFormatError: Answer(400, INVALID, "state_invalid"),
+    SnapshotValueError: Answer(400, INVALID, "state_not_finite"),
+    OtherModelError: Answer(409, INVALID, "state_of_other_model"),
+    OtherTokenizerError: Answer(409, INVALID, "state_of_other_tokenizer"),
+    OtherDTypeError: Answer(409, INVALID, "state_of_other_dtype"),
+    StateIdError: Answer(400, INVALID, "state_id_invalid"),
+    StateNotFoundError: Answer(404, INVALID, "state_not_found"),
+    StateDamagedError: Answer(410, INVALID, "state_damaged"),
+    StoreFullError: Answer(507, SERVER, "state_store_full"),
+    StoreUnavailableError: Answer(503, SERVER, "state_store_unavailable"),
     Exception: Answer(500, SERVER, "internal_error"),
 }
 
@@ -65,6 +85,7 @@ BY_STATUS: dict[int, Answer] = {
     405: Answer(405, INVALID, "method_not_allowed"),
     413: Answer(413, INVALID, "body_too_large"),
     415: Answer(415, INVALID, "unsupported_media_type"),
+    416: Answer(416, INVALID, "range_not_satisfiable"),
 }
 
 STOPPED_RETRY_SECONDS = 5  # long enough for a restarted server to come up

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -10,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ostinato.engine.errors import EngineStoppedError, StepError
-from ostinato.engine.types import FinishReason, SamplingParams, TokenEvent
+from ostinato.engine.types import FinishReason, Reuse, SamplingParams, TokenEvent
 from ostinato.server.context import Context
+from ostinato.server.job_states import JobStates
 from ostinato.server.metrics import TokenClock
+from ostinato.server.replies import CachedTokens, Usage
 from ostinato.server.replies import FinishReason as WireReason
-from ostinato.server.replies import Usage
 
 Piece = TypeVar("Piece")
 
@@ -29,8 +31,12 @@ class Job:
     n: int
     priority: int
     started: float
+    states: JobStates
     created: int = field(default_factory=lambda: int(time.time()))
     generated: int = 0  # tokens so far
+    logprobs: dict[int, tuple[float, int]] = field(default_factory=dict)  # their sum and number, by choice
+    cached: int = 0  # prompt tokens that did not have to be read
+    cache_reason: Reuse = Reuse.OFF  # of the first prompt
     id: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,8 +51,38 @@ class Job:
         return self.prompts[index // self.n]
 
     def usage(self) -> Usage:
-        read = sum(map(len, self.prompts))
-        return Usage(prompt_tokens=read, completion_tokens=self.generated, total_tokens=read + self.generated)
+        read = sum(map(len, self.prompts)) + len(self.prompts) * self.states.tokens_before
+        return Usage(
+            prompt_tokens=read,
+            completion_tokens=self.generated,
+            total_tokens=read + self.generated,
+            prompt_tokens_details=CachedTokens(cached_tokens=self.cached, cache_reason=self.cache_reason),
+        )
+
+    def best(self, n: int) -> list[int]:
+        """Of the choices of each prompt the n whose tokens are likeliest on average, the likeliest first.
+
+        All of them in their own order where no more were generated than n.
+        """
+        if n == self.n:
+            return list(range(self.choices))
+        groups = (range(start, start + self.n) for start in range(0, self.choices, self.n))
+        return [index for group in groups for index in sorted(group, key=self._mean_logprob, reverse=True)[:n]]
+
+    def _mean_logprob(self, index: int) -> float:
+        total, count = self.logprobs.get(index, (0.0, 0))
+        return total / count if count else -math.inf
+
+    def count(self, event: TokenEvent) -> None:
+        """Counts an event's tokens; those of a prompt with its first choice."""
+        self.generated += len(event.token_ids)
+        total, count = self.logprobs.get(event.index, (0.0, 0))
+        found = [entry.logprob for entry in event.logprobs]
+        self.logprobs[event.index] = total + sum(found), count + len(found)
+        if event.finish_reason is not None and event.index % self.n == 0:
+            self.cached += event.reused
+            if event.index == 0:
+                self.cache_reason = event.reuse
 
 
 async def run(context: Context, job: Job) -> AsyncGenerator[TokenEvent, None]:
@@ -56,15 +92,20 @@ async def run(context: Context, job: Job) -> AsyncGenerator[TokenEvent, None]:
         RequestError, QueueFullError, EngineStoppedError: before the first event, when the job is not accepted.
         StepError: a step failed for one of the sequences.
         EngineStoppedError: the server shut down before the end.
+        StateStoreError: a state could not be stored.
     """
     clock = TokenClock(context.metrics, job.started)
-    stream = context.service.submit(job.id, job.prompts, job.params, n=job.n, priority=job.priority)
-    async with stream:
-        async for event in stream:
-            _raise_if_failed(event)
-            clock.tick(event)
-            job.generated += len(event.token_ids)
-            yield event
+    with job.states.hold():
+        stream = context.service.submit(
+            job.id, job.prompts, job.params, n=job.n, priority=job.priority, states=job.states.continuation()
+        )
+        async with stream:
+            async for event in stream:
+                _raise_if_failed(event)
+                clock.tick(event)
+                job.count(event)
+                await job.states.take(event)
+                yield event
 
 
 def _raise_if_failed(event: TokenEvent) -> None:

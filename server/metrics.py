@@ -36,6 +36,21 @@ class EngineCollector(Collector):
         yield CounterMetricFamily(
             "ostinato_prompt_tokens", "Prompt tokens of accepted requests.", stats.prompt_tokens_total
         )
+        yield CounterMetricFamily("ostinato_read_tokens", "Tokens that the model has read.", stats.read_tokens_total)
+        yield CounterMetricFamily(
+            "ostinato_reused_tokens", "Tokens that a kept state saved from being read.", stats.reused_tokens_total
+        )
+        yield GaugeMetricFamily("ostinato_parked", "Sequences that gave way to more urgent ones.", stats.parked)
+        yield GaugeMetricFamily("ostinato_prefix_cache_bytes", "Bytes in the prefix cache.", stats.cache_bytes)
+        yield GaugeMetricFamily("ostinato_prefix_cache_budget_bytes", "Bytes that it may have.", stats.cache_budget)
+        yield GaugeMetricFamily("ostinato_prefix_cache_states", "States in the prefix cache.", stats.cache_states)
+        yield CounterMetricFamily(
+            "ostinato_prefix_cache_evictions", "States that left the prefix cache.", stats.cache_evictions_total
+        )
+        began = CounterMetricFamily("ostinato_sequences_begun", "Sequences, by where they began.", labels=["reuse"])
+        for reuse, count in stats.reuse.items():
+            began.add_metric([reuse], count)
+        yield began
         yield CounterMetricFamily("ostinato_generated_tokens", "Tokens generated.", stats.generated_tokens_total)
         yield CounterMetricFamily("ostinato_steps", "Engine steps.", stats.steps_total)
         yield CounterMetricFamily("ostinato_step_seconds", "Seconds spent in steps.", stats.step_seconds_total)

@@ -13,8 +13,7 @@ from ostinato.server.protocol import ChatRequest, CompletionRequest, GenerationR
 
 def completion_params(context: Context, request: CompletionRequest) -> SamplingParams:
     """Raises RequestError: a value or a combination that cannot be served; `field` is the request's own name."""
-    if request.best_of not in (None, request.n):
-        raise RequestError("best_of is only supported when it equals n", "best_of")
+    ranked = _check_best_of(request)
     if request.echo:
         context.tokenizer_for("echo")
     wanted = [request.prompt_logprobs, request.logprobs if request.echo else None]
@@ -24,10 +23,24 @@ def completion_params(context: Context, request: CompletionRequest) -> SamplingP
         context,
         request,
         max_tokens=_or(request.max_tokens, context.settings.completion_max_tokens),
-        logprobs=request.logprobs,
+        logprobs=_or(request.logprobs, 0) if ranked else request.logprobs,
         prompt_logprobs=max(counts, default=None),
         names=names,
     )
+
+
+def _check_best_of(request: CompletionRequest) -> bool:
+    """Whether more choices are generated than returned, so that they have to be ranked."""
+    if request.best_of in (None, request.n):
+        return False
+    if request.best_of < request.n:
+        raise RequestError(f"best_of must be at least n ({request.n}), got {request.best_of}", "best_of")
+    if request.stream or request.store is not False:
+        other = "stream" if request.stream else "store"
+        raise RequestError(
+            f"best_of picks when all choices are complete: it cannot be combined with {other}", "best_of"
+        )
+    return True
 
 
 def chat_params(context: Context, request: ChatRequest) -> SamplingParams:

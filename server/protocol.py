@@ -14,6 +14,7 @@ from ostinato.server.validation import must_be
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
+MAX_FORKS = 1000
 
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
 
@@ -50,6 +51,37 @@ class WireModel(BaseModel):
         return value
 
 
+MAX_LABELS = 16
+MAX_CHECKPOINTS = 64
+
+StateId = Annotated[str, Field(pattern=r"^st_[0-9a-f]{64}$"), must_be("the id of a state: st_ and 64 hex digits")]
+Label = Annotated[str, Field(min_length=1, max_length=200)]
+Labels = Annotated[list[Label], Field(max_length=MAX_LABELS)]
+TimeToLive = Annotated[int | float, Field(gt=0, le=1e10), must_be("a number of seconds above 0")]
+Offset = Annotated[int, Field(ge=1)]
+
+
+class StoreOptions(WireModel):
+    """How a state is stored. ttl: seconds; without, for good."""
+
+    ttl: TimeToLive | None = None
+    labels: Labels = Field(default_factory=list)
+    pinned: bool = False
+    private: bool = False
+    lossy: bool = False
+
+
+Store = Annotated[
+    bool | TimeToLive | StoreOptions,
+    must_be("true, a time to live in seconds, or an object with ttl, labels, pinned, private and lossy"),
+]
+Checkpoints = Annotated[
+    Annotated[list[Offset], Field(max_length=MAX_CHECKPOINTS)]
+    | Annotated[dict[Label, Offset], Field(max_length=MAX_CHECKPOINTS)],
+    must_be(f"a list of at most {MAX_CHECKPOINTS} numbers of tokens, or an object from names to numbers of tokens"),
+]
+
+
 class StreamOptions(WireModel):
     include_usage: bool = False
 
@@ -78,13 +110,17 @@ class GenerationRequest(WireModel):
     ignore_eos: bool = False
     return_token_ids: bool = False
     priority: int = Field(0, ge=-(2**31), lt=2**31)
+    state: StateId | None = None
+    store: Store = False
+    cache_prompt: bool = True
     user: str | None = None  # OpenAI: a label of the end user, without effect on the answer
 
 
 class CompletionRequest(GenerationRequest):
     """Body of POST /v1/completions."""
 
-    prompt: Prompt
+    prompt: Prompt | None = None  # may be left out where a state is named
+    checkpoints: Checkpoints = Field(default_factory=list)
     best_of: int | None = None
     echo: bool = False
     logprobs: int | None = None
@@ -101,6 +137,7 @@ class ChatMessage(WireModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
+    checkpoint: bool | Label = False
 
 
 class ResponseFormat(WireModel):
@@ -110,11 +147,54 @@ class ResponseFormat(WireModel):
 class ChatRequest(GenerationRequest):
     """Body of POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(default_factory=list)
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = None
     response_format: ResponseFormat | None = None
+
+
+class CreateStateRequest(WireModel):
+    """Body of POST /v1/states: reads `prompt` or `messages`, behind `state` if there is one, and keeps the state."""
+
+    model: str | None = None
+    prompt: str | TokenIds | None = None
+    messages: list[ChatMessage] | None = Field(None, min_length=1)
+    state: StateId | None = None
+    add_special_tokens: bool = True
+    checkpoints: Checkpoints = Field(default_factory=list)
+    ttl: TimeToLive | None = None
+    labels: Labels = Field(default_factory=list)
+    pinned: bool = False
+    private: bool = False
+    lossy: bool = False
+    priority: int = Field(0, ge=-(2**31), lt=2**31)
+    cache_prompt: bool = True
+
+
+class UpdateStateRequest(WireModel):
+    """Body of POST /v1/states/{id}: what is left out stays as it is. ttl counts from now; 0 is for good."""
+
+    labels: Labels | None = None
+    pinned: bool | None = None
+    ttl: Annotated[int | float, Field(ge=0, le=1e10), must_be("a number of seconds, 0 for good")] | None = None
+
+
+class ForkRequest(WireModel):
+    """Body of POST /v1/states/{id}/fork: `n` children, or one for each label."""
+
+    n: int | None = Field(None, ge=1, le=MAX_FORKS)
+    labels: Annotated[list[Label], Field(max_length=MAX_FORKS)] = Field(default_factory=list)
+
+
+class RewindRequest(WireModel):
+    """Body of POST /v1/states/{id}/rewind: one of `back` (tokens), `tokens` (to keep) and `mark`."""
+
+    back: int | None = Field(None, ge=1)
+    tokens: int | None = Field(None, ge=1)
+    mark: Label | None = None
+    labels: Labels = Field(default_factory=list)
+    ttl: TimeToLive | None = None
 
 
 class TokenizeRequest(WireModel):

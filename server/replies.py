@@ -6,6 +6,8 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
+from ostinato.engine.types import Reuse
+
 T = TypeVar("T")
 
 
@@ -18,16 +20,37 @@ FinishReason = Literal["stop", "length"]
 
 
 class CachedTokens(BaseModel):
-    cached_tokens: int = 0  # prompts are read anew for every request
+    """cached_tokens: that did not have to be read again. cache_reason: how the (first) prompt began, see `Reuse`."""
+
+    cached_tokens: int = 0
+    cache_reason: Reuse = Reuse.OFF
 
 
 class Usage(BaseModel):
-    """Tokens of one request. Each prompt counts once, however many choices continue it."""
+    """Tokens of one request. prompt_tokens: all that the answer stands on, those of a state included.
+
+    Each prompt counts once, however many choices continue it.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens = Field(default_factory=CachedTokens)
+
+
+class StateReply(BaseModel):
+    """A stored state, as an answer names it: `state` is the one at its end, `checkpoints` are those on the way.
+
+    bytes: of its file. pending: text that is held back and not shown yet.
+    """
+
+    id: str
+    parent: str | None
+    tokens: int
+    bytes: int
+    expires: float | None = None
+    pending: Optional[str] = None
+    mark: Optional[str] = None
 
 
 class LegacyLogprobs(BaseModel):
@@ -50,6 +73,8 @@ class CompletionChoice(BaseModel):
     token_ids: Optional[list[int]] = None
     prompt_token_ids: Optional[list[int]] = None
     prompt_logprobs: Optional[LegacyLogprobs] = None
+    state: Optional[StateReply] = None
+    checkpoints: Optional[list[StateReply]] = None
 
 
 class Completion(BaseModel):
@@ -62,6 +87,8 @@ class Completion(BaseModel):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Optional[Usage] = None
+    state: Optional[StateReply] = None
+    checkpoints: Optional[list[StateReply]] = None
 
 
 class TopLogprob(BaseModel):
@@ -99,6 +126,8 @@ class ChatExtras(BaseModel):
     stop_reason: Optional[str | int] = None
     token_ids: Optional[list[int]] = None
     prompt_token_ids: Optional[list[int]] = None
+    state: Optional[StateReply] = None
+    checkpoints: Optional[list[StateReply]] = None
 
 
 class ChatChoice(ChatExtras):
@@ -119,6 +148,8 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    state: Optional[StateReply] = None
+    checkpoints: Optional[list[StateReply]] = None
 
 
 class ChatCompletionChunk(BaseModel):
@@ -131,6 +162,8 @@ class ChatCompletionChunk(BaseModel):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Optional[Usage] = None
+    state: Optional[StateReply] = None
+    checkpoints: Optional[list[StateReply]] = None
 
 
 class ModelCard(BaseModel):
@@ -155,6 +188,46 @@ class ModelCard(BaseModel):
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+class StateCard(BaseModel):
+    """A stored state. Times in seconds since 1970; `mark` names the checkpoint that it is, if it is one."""
+
+    id: str
+    object: Literal["state"] = "state"
+    content: str
+    parent: str | None
+    tokens: int
+    bytes: int
+    created: float
+    used: float
+    expires: float | None
+    labels: list[str]
+    pinned: bool
+    model: str
+    mark: str | None
+    lossy: bool
+
+
+class StateList(BaseModel):
+    """One page, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[StateCard]
+    has_more: bool = False
+
+
+class CreatedState(StateCard):
+    """Answer of the routes that read tokens to make a state."""
+
+    usage: Usage
+    checkpoints: Optional[list[StateReply]] = None
+
+
+class Deleted(BaseModel):
+    id: str
+    object: Literal["state"] = "state"
+    deleted: Literal[True] = True
 
 
 class TokenizeReply(BaseModel):

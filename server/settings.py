@@ -17,6 +17,11 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8000  # 0: any free one
     max_body_bytes: int = 8 * 2**20
+    state_store: tuple[str, ...] = ()  # folders or URLs, caches first; none: no states are kept
+    state_store_bytes: int = 10 * 2**30  # of stored content, in each of them
+    state_memory_bytes: int = 2**30  # of host memory for stored states that are ready to be loaded
+    state_compression: bool = False
+    max_state_bytes: int = 2**30  # of an uploaded state
     drain_seconds: float = 30.0  # how long SIGTERM lets running requests go on
     served_model_name: str | None = None  # None: the name of the loaded model
     completion_max_tokens: int = 16  # of /v1/completions when the request names none, as with OpenAI

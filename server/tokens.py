@@ -18,7 +18,7 @@ def tokens_router(context: Context) -> APIRouter:
     async def tokenize(body: TokenizeRequest) -> TokenizeReply:
         context.check_model(body.model)
         if body.messages is not None and body.prompt is None:
-            ids = await context.encode_chat(body.messages)
+            ids, _ = await context.encode_chat(body.messages)
         elif body.prompt is not None and body.messages is None:
             (ids,) = await context.encode([body.prompt], "prompt", special=body.add_special_tokens)
         else:

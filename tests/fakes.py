@@ -12,6 +12,7 @@ from ostinato.engine.runner import StepLogits
 from ostinato.engine.sampler import Sampler
 from ostinato.engine.scheduler import Scheduler
 from ostinato.engine.service import Service
+from ostinato.engine.state_pool import State
 from ostinato.engine.tokenizer import Tokenizer
 from ostinato.engine.types import StepPlan
 
@@ -61,13 +62,25 @@ class ScriptedRunner:
                 self.misuse.append(f"{chunk.sequence.id} has read {chunk.sequence.num_read}, its slot {len(state)}")
             for i, token in enumerate(chunk.sequence.unread_tokens(chunk.length)):
                 state.append(token)
-                if chunk.scores_prompt or (chunk.samples and i == chunk.length - 1):
+                if chunk.scores_prompt or ((chunk.samples or chunk.keeps) and i == chunk.length - 1):
                     rows.append(self._logits(state))
+            if not chunk.length and (chunk.samples or chunk.keeps):
+                assert chunk.sequence.origin is not None
+                assert chunk.sequence.origin.logits is not None
+                rows.append(chunk.sequence.origin.logits)
             spans.append((start, len(rows)))
         return StepLogits(torch.stack(rows) if rows else torch.empty(0, self._vocabulary), tuple(spans))
 
     def clear(self, slot: int) -> None:
         self.states.pop(slot, None)
+
+    def save(self, slot: int, num_read: int, logits: torch.Tensor | None = None) -> State:
+        if len(self.states.get(slot, [])) != num_read:
+            self.misuse.append(f"slot {slot} is saved as {num_read} tokens, it has {len(self.states.get(slot, []))}")
+        return State({"history": torch.tensor(self.states.get(slot, []))}, num_read, logits)
+
+    def load(self, slot: int, state: State) -> None:
+        self.states[slot] = state.tensors["history"].tolist()
 
     def _logits(self, state: list[int]) -> torch.Tensor:
         """One clear favourite; the others fall off with their distance from it."""

@@ -19,6 +19,12 @@ def advance(plan: StepPlan) -> None:
             chunk.sequence.append(1)
 
 
+def schedule(scheduler: Scheduler) -> StepPlan:
+    """Admits and plans, as the engine does."""
+    scheduler.admit()
+    return scheduler.plan()
+
+
 def read(plan: StepPlan) -> list[tuple[str, int]]:
     return [(chunk.sequence.id, chunk.length) for chunk in plan.chunks]
 
@@ -26,7 +32,7 @@ def read(plan: StepPlan) -> list[tuple[str, int]]:
 def test_sequences_are_admitted_in_order_of_arrival_while_slots_are_free() -> None:
     scheduler = Scheduler(2, 8, 8)
     scheduler.add([sequence("a"), sequence("b"), sequence("c")])
-    assert read(scheduler.schedule()) == [("a", 1), ("b", 1)]
+    assert read(schedule(scheduler)) == [("a", 1), ("b", 1)]
     assert (scheduler.num_running, scheduler.num_waiting, scheduler.num_free) == (2, 1, 0)
 
 
@@ -36,7 +42,7 @@ def test_a_lower_priority_number_is_served_first_and_equals_in_order_of_arrival(
     scheduler.add(waiting)
     order = []
     while scheduler.has_work:
-        (chunk,) = scheduler.schedule().chunks
+        (chunk,) = schedule(scheduler).chunks
         order.append(chunk.sequence.id)
         scheduler.remove(chunk.sequence)
     assert order == ["urgent", "b", "c", "late"]
@@ -45,11 +51,11 @@ def test_a_lower_priority_number_is_served_first_and_equals_in_order_of_arrival(
 def test_decoding_goes_first_and_a_long_prompt_takes_what_is_left_of_the_budget() -> None:
     scheduler = Scheduler(3, 8, 8)
     scheduler.add([sequence("a"), sequence("b")])
-    advance(scheduler.schedule())
+    advance(schedule(scheduler))
     scheduler.add([sequence("long", 20)])
     plans = []
     for _ in range(4):
-        plan = scheduler.schedule()
+        plan = schedule(scheduler)
         plans.append(read(plan))
         advance(plan)
     assert plans[:3] == [[("a", 1), ("b", 1), ("long", 6)]] * 3
@@ -59,7 +65,7 @@ def test_decoding_goes_first_and_a_long_prompt_takes_what_is_left_of_the_budget(
 def test_prompts_share_the_budget_in_order_of_admission() -> None:
     scheduler = Scheduler(3, 10, 8)
     scheduler.add([sequence("a", 4), sequence("b", 12), sequence("c", 3)])
-    plan = scheduler.schedule()
+    plan = schedule(scheduler)
     assert read(plan) == [("a", 4), ("b", 6)]
     assert [chunk.samples for chunk in plan.chunks] == [True, False]
 
@@ -67,9 +73,9 @@ def test_prompts_share_the_budget_in_order_of_admission() -> None:
 def test_only_the_chunk_that_ends_the_prompt_samples_and_none_when_no_token_is_wanted() -> None:
     scheduler = Scheduler(1, 4, 8)
     scheduler.add([sequence("a", 6, max_tokens=0)])
-    first = scheduler.schedule()
+    first = schedule(scheduler)
     advance(first)
-    assert not any(chunk.samples for chunk in (*first.chunks, *scheduler.schedule().chunks))
+    assert not any(chunk.samples for chunk in (*first.chunks, *schedule(scheduler).chunks))
 
 
 def test_room_counts_the_queue_and_the_free_slots_and_adding_is_all_or_nothing() -> None:
@@ -86,7 +92,7 @@ def test_removing_frees_the_slot_of_a_running_sequence_and_forgets_a_waiting_one
     scheduler = Scheduler(1, 8, 8)
     running, waiting = sequence("a"), sequence("b")
     scheduler.add([running, waiting])
-    scheduler.schedule()
+    schedule(scheduler)
     assert scheduler.remove(waiting) == -1
     assert scheduler.remove(running) == 0
     assert not scheduler.has_work

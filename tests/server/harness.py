@@ -35,7 +35,7 @@ def settings(**changes: Any) -> ServerSettings:
 
 def real_service(folder: Path = GLA, **config: Any) -> Service:
     """A tiny checkpoint behind the engine as users run it."""
-    return load_service(EngineConfig(str(folder), **{"max_batch": 4, "max_queue": 8, **config}))
+    return load_service(EngineConfig(str(folder), **{"max_batch": 4, "max_queue": 8, "prefix_cache": 0, **config}))
 
 
 def gla_tokenizer() -> Tokenizer:

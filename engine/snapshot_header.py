@@ -1,0 +1,97 @@
+"""The part of a snapshot file that is no tensor, checked as strictly as a stranger's upload needs it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ostinato.engine.errors import RequestError, SnapshotFormatError
+from ostinato.engine.types import SamplingParams
+
+ID_PATTERN = r"^st_[0-9a-f]{64}$"
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+METADATA = "ostinato"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Fingerprint(_Strict):
+    """Whose snapshot it is. weights, config, tokenizer: SHA-256; dtypes: of the projections and of the state."""
+
+    weights: Hash
+    config: Hash
+    tokenizer: Hash | None
+    dtype: str
+    state_dtype: str
+
+    @property
+    def digest(self) -> str:
+        """All of it in one word."""
+        return "fp_" + hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:32]
+
+
+class GenerationHeader(_Strict):
+    """`Generation`, but for the counts, which the log tells. partial: in hex."""
+
+    tokens: Count
+    index: Count
+    held: str
+    partial: Annotated[str, Field(pattern=r"^([0-9a-f]{2}){0,3}$")]
+
+
+class Header(_Strict):
+    """All of a snapshot that is no tensor.
+
+    tokens, digest: of the token log, see `TokenLog`. model: the fingerprint of who made it. counts: of the answer's
+    tokens, for a private log whose request had penalties on them. params: the request's sampling parameters.
+    """
+
+    format: Literal[1]
+    tokens: Annotated[int, Field(ge=1)]
+    digest: Hash
+    parent: Annotated[str, Field(pattern=ID_PATTERN)] | None
+    model: Fingerprint
+    generation: GenerationHeader
+    counts: dict[str, Count] | None
+    params: dict[str, Any] | None
+    seed: int | None
+    open_turn: bool
+    lossy: Literal["int8"] | None
+
+
+def read_header(data: bytes) -> Header:
+    """The header of a snapshot file, without its tensors. Raises SnapshotFormatError."""
+    try:
+        length = int.from_bytes(data[:8], "little")
+        entries = json.loads(bytes(data[8 : 8 + length]))
+        return Header.model_validate_json(entries["__metadata__"][METADATA])
+    except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
+        raise SnapshotFormatError(f"this is no snapshot: its header cannot be read ({type(error).__name__})") from error
+
+
+def write_params(params: SamplingParams) -> dict[str, Any]:
+    entries = asdict(params)
+    entries["logit_bias"] = {str(i): bias for i, bias in sorted(params.logit_bias.items())}
+    return entries | {"stop": list(params.stop), "stop_token_ids": sorted(params.stop_token_ids)}
+
+
+def read_params(entries: dict[str, Any] | None) -> SamplingParams | None:
+    if entries is None:
+        return None
+    try:
+        entries = {
+            **entries,
+            "logit_bias": {int(i): float(bias) for i, bias in entries["logit_bias"].items()},
+            "stop": tuple(entries["stop"]),
+            "stop_token_ids": frozenset(entries["stop_token_ids"]),
+        }
+        return SamplingParams(**entries)
+    except (TypeError, ValueError, KeyError, AttributeError, RequestError) as error:
+        raise SnapshotFormatError(f"the snapshot's sampling parameters cannot be read: {error}") from error

@@ -1,0 +1,153 @@
+"""What the state store knows about one state, and the names of its blobs.
+
+    content/<sha256 of the content>.safetensors[.zst]     what was stored, once, however many records refer to it
+    records/<owner>/<id>.json                             one small JSON object; `anonymous` stands for owner ""
+
+Ids and owners become parts of paths and keys, so both are checked against their patterns first.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+import secrets
+from dataclasses import dataclass
+
+from ostinato.engine.blobs import Data
+from ostinato.engine.errors import StateIdError
+
+ANONYMOUS = "anonymous"
+RECORDS = "records/"
+CONTENT = "content/"
+DAMAGED = "damaged/"
+DELETED = "deleted/"
+SUFFIXES = (".safetensors", ".safetensors.zst")
+
+_ID = re.compile(r"st_[0-9a-f]{64}")
+_OWNER = re.compile(r"([0-9a-f]{8,128})?")
+_CONTENT_KEY = re.compile(r"content/([0-9a-f]{64})\.safetensors(\.zst)?")
+
+
+@dataclass(frozen=True, slots=True)
+class StateRecord:
+    """One state of one owner. Everything that may change does so by writing the record anew.
+
+    Attributes:
+        id: `st_` and 64 hexadecimal digits: those of `content`, or for a fork digits of its own.
+        content: SHA-256 of the content, as hexadecimal digits.
+        owner: a hexadecimal hash of an API key; "" where there are no keys.
+        parent: the id of the state that this one goes on from, which may be gone; None for a first one.
+        tokens: how many tokens the state has read.
+        bytes: of the content, before compression.
+        created, used: seconds since 1970. `used` is kept to the minute on disk, exactly in memory.
+        expires: seconds since 1970; None for never.
+        labels: the owner's.
+        pinned: never evicted.
+        model: the fingerprint of the model.
+        mark: the name of a checkpoint that the caller asked for, or None.
+        lossy: whether the content is a lossy form of the state.
+    """
+
+    id: str
+    content: str
+    owner: str
+    parent: str | None
+    tokens: int
+    bytes: int
+    created: float
+    used: float
+    expires: float | None
+    labels: tuple[str, ...]
+    pinned: bool
+    model: str
+    mark: str | None
+    lossy: bool
+
+    @property
+    def key(self) -> str:
+        return record_key(self.owner, self.id)
+
+
+def record_json(record: StateRecord) -> bytes:
+    return json.dumps(dataclasses.asdict(record), indent=1).encode()
+
+
+def parse_record(key: str, data: Data) -> StateRecord:
+    """Reads a record's JSON.
+
+    Raises:
+        ValueError: it is no JSON, lacks a field or has one too many, has a wrong type, or belongs under another key.
+    """
+    fields = json.loads(bytes(data))
+    if not isinstance(fields, dict) or set(fields) != set(_TYPES):
+        raise ValueError("a record has other fields")
+    for name, types in _TYPES.items():
+        # JSON writes 3.0 as 3.0, but other tools may write 3; a bool is an int to Python and not to us.
+        if not isinstance(fields[name], types) or (isinstance(fields[name], bool) and bool not in types):
+            raise ValueError(f"{name} is of the wrong type")
+    if not all(isinstance(label, str) for label in fields["labels"]):
+        raise ValueError("labels are no strings")
+    if not re.fullmatch(r"[0-9a-f]{64}", fields["content"]):
+        raise ValueError("content is no hash")
+    if key != f"{RECORDS}{fields['owner'] or ANONYMOUS}/{fields['id']}.json":
+        raise ValueError("the record of another state")
+    return StateRecord(**{**fields, "labels": tuple(fields["labels"])})
+
+
+_NUMBER: tuple[type, ...] = (int, float)
+_OPTIONAL_TEXT: tuple[type, ...] = (str, type(None))
+_TYPES: dict[str, tuple[type, ...]] = {
+    "id": (str,),
+    "content": (str,),
+    "owner": (str,),
+    "parent": _OPTIONAL_TEXT,
+    "tokens": (int,),
+    "bytes": (int,),
+    "created": _NUMBER,
+    "used": _NUMBER,
+    "expires": (int, float, type(None)),
+    "labels": (list,),
+    "pinned": (bool,),
+    "model": (str,),
+    "mark": _OPTIONAL_TEXT,
+    "lossy": (bool,),
+}
+
+
+def check_id(id: str) -> str:
+    """Returns `id`. Raises StateIdError if it is none."""
+    if not _ID.fullmatch(id):
+        raise StateIdError(f"not the id of a state: {id[:80]!r}")
+    return id
+
+
+def check_owner(owner: str) -> str:
+    """Returns `owner`. Raises ValueError if it is neither "" nor a hexadecimal hash."""
+    if not _OWNER.fullmatch(owner):
+        raise ValueError("an owner is a hexadecimal hash of 8 to 128 digits, or empty")
+    return owner
+
+
+def fork_id(parent: str, branch: int) -> str:
+    """A new id for a fork: forks of one state share its content but not its id."""
+    digits = hashlib.sha256(f"{parent} {branch} {secrets.token_hex(16)}".encode()).hexdigest()
+    return f"st_{digits}"
+
+
+def record_key(owner: str, id: str) -> str:
+    return f"{owner_prefix(owner)}{check_id(id)}.json"
+
+
+def owner_prefix(owner: str) -> str:
+    return f"{RECORDS}{check_owner(owner) or ANONYMOUS}/"
+
+
+def content_keys(digest: str) -> list[str]:
+    """The keys that a content may lie under: a store may have changed its compression since."""
+    return [f"{CONTENT}{digest}{suffix}" for suffix in SUFFIXES]
+
+
+def content_digest(key: str) -> str | None:
+    """The content's SHA-256 from its key, or None if the key is no content's."""
+    match = _CONTENT_KEY.fullmatch(key)
+    return match[1] if match else None

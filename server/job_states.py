@@ -1,0 +1,183 @@
+"""What one request has to do with states: which one it goes on from, and which ones it leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fastapi import Request
+
+from ostinato.engine.admission import Continuation
+from ostinato.engine.errors import RequestError
+from ostinato.engine.keeping import Keep
+from ostinato.engine.snapshots import Snapshot
+from ostinato.engine.states import States, Storing
+from ostinato.engine.store import StateRecord
+from ostinato.engine.types import TokenEvent
+from ostinato.server.protocol import StoreOptions
+from ostinato.server.replies import StateReply
+
+
+def owner_of(request: Request) -> str:
+    """Whose states a request may see: a hash of its API key, "" without one. The key itself is kept nowhere."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    return hashlib.sha256(key.strip().encode()).hexdigest() if scheme.lower() == "bearer" and key.strip() else ""
+
+
+def storing_of(store: bool | float | StoreOptions) -> Storing | None:
+    """What the request field `store` asks for; None for nothing."""
+    if isinstance(store, bool):
+        return Storing() if store else None
+    if not isinstance(store, StoreOptions):
+        return Storing(expires=time.time() + store)
+    return Storing(
+        expires=expires_in(store.ttl),
+        labels=tuple(dict.fromkeys(store.labels)),
+        pinned=store.pinned,
+        private=store.private,
+        lossy=store.lossy,
+    )
+
+
+def expires_in(ttl: float | None) -> float | None:
+    """Seconds since 1970; None for never."""
+    return None if ttl is None else time.time() + ttl
+
+
+@dataclass(slots=True)
+class JobStates:
+    """See the module. Belongs to one request.
+
+    start, parent: what it goes on from, and its id. storing: how the state at the end is stored; None: it is not.
+    checkpoints: lengths of its prompt at which the state is to be kept, with their names. marks, ends: what was stored
+    of each choice: at checkpoints, in order, and at its end.
+    """
+
+    owner: str
+    states: States | None
+    start: Snapshot | None = None
+    parent: str | None = None
+    storing: Storing | None = None
+    checkpoints: Mapping[int, str | None] = field(default_factory=dict)
+    caches: bool = True
+    open_turn: bool = False
+    marks: dict[int, list[StateReply]] = field(default_factory=dict)
+    ends: dict[int, StateReply] = field(default_factory=dict)
+
+    @property
+    def tokens_before(self) -> int:
+        """That the state it goes on from has read."""
+        return 0 if self.start is None else self.start.log.length
+
+    def continuation(self) -> Continuation:
+        """As the engine wants to know it."""
+        keep = None
+        marks = frozenset(self.tokens_before + length for length in self.checkpoints)
+        if self.storing is not None:
+            private = self.storing.private or (self.start is not None and self.start.log.tokens is None)
+            keep = Keep(checkpoints=marks, private=private, open_turn=self.open_turn)
+        scope = self.owner if self.caches else None
+        return Continuation(start=self.start, parent=self.parent, keep=keep, scope=scope, checkpoints=marks)
+
+    def hold(self) -> AbstractContextManager[None]:
+        """While this is open, the state that the request goes on from is not evicted."""
+        if self.states is None or self.parent is None:
+            return nullcontext()
+        return self.states.store.hold(self.parent)
+
+    async def take(self, event: TokenEvent) -> None:
+        """Stores what an event brought. Raises StateStoreError."""
+        for i, snapshot in enumerate(event.snapshots):
+            if event.finish_reason is not None and i == len(event.snapshots) - 1:
+                self.ends[event.index] = await self._store(event.index, snapshot, at_end=True)
+            elif not _is_the_end(event, snapshot):
+                reply = await self._store(event.index, snapshot, at_end=False)
+                self.marks.setdefault(event.index, []).append(reply)
+
+    async def _store(self, index: int, snapshot: Snapshot, *, at_end: bool) -> StateReply:
+        """Each goes back to the one before, so that a checkpoint lies on the way to the end."""
+        assert self.states is not None  # nothing is kept otherwise
+        assert self.storing is not None
+        before = self.marks.get(index)
+        snapshot = replace(snapshot, parent=before[-1].id if before else self.parent)
+        storing = self.storing if at_end else replace(self.storing, labels=())
+        mark = self.checkpoints.get(snapshot.log.length - self.tokens_before)
+        record = await asyncio.to_thread(self.states.save, self.owner, snapshot, storing, mark=mark)
+        return reply_of(record, snapshot)
+
+    def reply(self, index: int) -> dict[str, Any]:
+        """The fields `state` and `checkpoints` of an answer, for a choice that has ended."""
+        return {"state": self.ends.get(index), "checkpoints": self.marks.get(index)}
+
+
+def _is_the_end(event: TokenEvent, snapshot: Snapshot) -> bool:
+    """A checkpoint at the end of a prompt with no answer is the end itself."""
+    return event.finish_reason is not None and event.snapshots[-1].log.length == snapshot.log.length
+
+
+async def job_states(
+    states: States | None,
+    request: Request,
+    *,
+    state: str | None,
+    storing: Storing | None,
+    checkpoints: Mapping[int, str | None] | None = None,
+    caches: bool = True,
+    open_turn: bool = False,
+) -> JobStates:
+    """Loads the state that a request goes on from.
+
+    Raises:
+        RequestError: this server keeps no states.
+        StateNotFoundError, StateDamagedError, SnapshotError: the state cannot be gone on from.
+    """
+    owner = owner_of(request)
+    if states is None and (state is not None or storing is not None):
+        field_name = "state" if state is not None else "store"
+        raise RequestError(f"{field_name}: this server keeps no states; start it with --state-store FOLDER", field_name)
+    start = None
+    if state is not None and states is not None:
+        start = await asyncio.to_thread(states.load, owner, state)
+    return JobStates(
+        owner=owner,
+        states=states,
+        start=start,
+        parent=state,
+        storing=storing,
+        checkpoints=checkpoints or {},
+        caches=caches,
+        open_turn=open_turn,
+    )
+
+
+def reply_of(record: StateRecord, snapshot: Snapshot | None = None) -> StateReply:
+    """A record as an answer names it."""
+    generation = None if snapshot is None else snapshot.generation
+    pending = "" if generation is None else generation.held + generation.partial.decode("utf-8", errors="replace")
+    return StateReply(
+        id=record.id,
+        parent=record.parent,
+        tokens=record.tokens,
+        bytes=record.bytes,
+        expires=record.expires,
+        pending=pending or None,
+        mark=record.mark,
+    )
+
+
+def checkpoints_of(given: list[int] | dict[str, int], num_tokens: int) -> dict[int, str | None]:
+    """The request field `checkpoints`: names by length of the prompt. Raises RequestError: beyond the prompt."""
+    named: dict[int, str | None] = (
+        dict.fromkeys(given) if isinstance(given, list) else {length: name for name, length in given.items()}
+    )
+    if len(named) < len(given):
+        raise RequestError("checkpoints: two of them are at the same place", "checkpoints")
+    beyond = [length for length in named if length > num_tokens]
+    if beyond:
+        raise RequestError(f"checkpoints: {beyond[0]} is beyond the prompt of {num_tokens} tokens", "checkpoints")
+    return named

@@ -1,0 +1,39 @@
+"""Opening the state store that the settings name."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from ostinato.engine.blobs import open_blobs
+from ostinato.engine.errors import StateStoreError
+from ostinato.engine.states import States
+from ostinato.engine.store import StateStore, Tier
+
+if TYPE_CHECKING:
+    from ostinato.engine.service import Service
+    from ostinato.server.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 60.0
+
+
+def open_states(service: Service, settings: ServerSettings) -> States | None:
+    """The states of the served model; None where none are kept. Raises StoreUnavailableError."""
+    if not settings.state_store or service.snapshots is None:
+        return None
+    tiers = [Tier(open_blobs(place), budget_bytes=settings.state_store_bytes) for place in settings.state_store]
+    store = StateStore(tiers, compression="zstd" if settings.state_compression else None)
+    return States(service.snapshots, store, settings.state_memory_bytes)
+
+
+async def sweep(store: StateStore) -> None:
+    """Deletes now and then what has expired or is beyond the budgets, until it is cancelled."""
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        try:
+            await asyncio.to_thread(store.sweep)
+        except StateStoreError as error:
+            logger.warning("the state store could not be swept: %s", error)
