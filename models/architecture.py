@@ -147,6 +147,11 @@ def _declared_name(config: Mapping[str, Any], config_file: Path) -> str:
         layer = ssm_config.get("layer", "Mamba1")
         if layer not in ("Mamba1", "Mamba2"):
             raise UnsupportedModelError(f"{config_file}: ssm_cfg.layer is {layer!r}, known are 'Mamba1' and 'Mamba2'")
+        if attention := config.get("attn_layer_idx"):
+            raise UnsupportedModelError(
+                f"{config_file}: attn_layer_idx = {attention!r}: these layers are full attention in this layout, which "
+                "has no windows: what they remember grows with the text, so no state of fixed size holds it"
+            )
         return "mamba_ssm" if layer == "Mamba1" else "mamba2_ssm"
     if _is_hydra(config):
         return "based"

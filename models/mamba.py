@@ -86,7 +86,6 @@ def read_original_config(checkpoint: Checkpoint) -> MambaConfig:
     config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
     config.only("rms_norm", True)
     config.only("d_intermediate", 0)
-    config.only("attn_layer_idx", [])
     ssm = config.section("ssm_cfg")
     ssm.only("layer", "Mamba1")
     hidden = config.integer("d_model")

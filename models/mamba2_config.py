@@ -95,7 +95,6 @@ def read_original_config(checkpoint: Checkpoint) -> Mamba2Config:
     config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
     config.only("rms_norm", True)
     config.only("d_intermediate", 0)
-    config.only("attn_layer_idx", [])
     ssm = config.section("ssm_cfg")
     hidden = config.integer("d_model")
     inner, head, groups = ssm.fraction_of(hidden, "expand", 2), ssm.integer("headdim", 64), ssm.integer("ngroups", 1)
