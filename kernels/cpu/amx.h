@@ -28,6 +28,8 @@ constexpr int64_t kTileRows = 16, kTileDepth = 32;  // of a tile of x: 16 rows o
 constexpr int64_t kTileElements = kTileRows * kTileDepth;
 constexpr int64_t kPanel = 32;            // outputs that are computed together, two tiles
 constexpr int64_t kPrefetchBytes = 16384;  // of weights, ahead of their use
+constexpr int64_t kFewPanels = 8;
+constexpr int64_t kFirstLevelBytes = 32768;  // of x, besides weights
 constexpr int64_t kBlockBytes = 1 << 20;  // of x that meets every panel before the next rows do
 
 inline int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
@@ -68,14 +70,21 @@ inline void fetch_lines(const c10::BFloat16* w, int64_t ahead) {
   for (int64_t line = kFirst; line < kLast; ++line) _mm_prefetch(from + line * 64, _MM_HINT_T1);
 }
 
-// 32 rows by 32 outputs; x and x + x_stride are two rows of tiles, w alternates the panel's two tiles.
+// Tiles of x, where they lie: packed (see pack_row), or rows side by side.
+struct TilesOfX {
+  const c10::BFloat16* data;
+  int64_t next_depth, next_rows, row_bytes;  // elements to the next tile in depth and in rows; bytes between its rows
+};
+
+// 32 rows by 32 outputs; w alternates the panel's two tiles.
 template <bool kPrefetch>
-AMX_FUNCTION void multiply_two(const c10::BFloat16* x, int64_t x_stride, const c10::BFloat16* w, int64_t depth, float* sums,
-                                int64_t ahead) {
+AMX_FUNCTION void multiply_two(const TilesOfX& tiles, const c10::BFloat16* w, int64_t depth, float* sums, int64_t ahead) {
+  const c10::BFloat16 *x = tiles.data, *second = x + tiles.next_rows;
+  const int64_t next = tiles.next_depth, stride = tiles.row_bytes;
   _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-  for (int64_t k = 0; k < depth; ++k, x += kTileElements, w += 2 * kTileElements) {
+  for (int64_t k = 0; k < depth; ++k, x += next, second += next, w += 2 * kTileElements) {
     fetch_lines<kPrefetch, 0, 4>(w, ahead);
-    _tile_loadd(4, x, 64);
+    _tile_loadd(4, x, stride);
     fetch_lines<kPrefetch, 4, 8>(w, ahead);
     _tile_loadd(6, w, 64);
     fetch_lines<kPrefetch, 8, 12>(w, ahead);
@@ -85,7 +94,7 @@ AMX_FUNCTION void multiply_two(const c10::BFloat16* x, int64_t x_stride, const c
     fetch_lines<kPrefetch, 16, 20>(w, ahead);
     _tile_dpbf16ps(1, 4, 7);
     fetch_lines<kPrefetch, 20, 24>(w, ahead);
-    _tile_loadd(5, x + x_stride, 64);
+    _tile_loadd(5, second, stride);
     fetch_lines<kPrefetch, 24, 28>(w, ahead);
     _tile_dpbf16ps(2, 5, 6);
     fetch_lines<kPrefetch, 28, 32>(w, ahead);
@@ -99,12 +108,13 @@ AMX_FUNCTION void multiply_two(const c10::BFloat16* x, int64_t x_stride, const c
 
 // 16 rows by 32 outputs.
 template <bool kPrefetch>
-AMX_FUNCTION void multiply_one(const c10::BFloat16* x, const c10::BFloat16* w, int64_t depth, float* sums,
-                                int64_t ahead) {
+AMX_FUNCTION void multiply_one(const TilesOfX& tiles, const c10::BFloat16* w, int64_t depth, float* sums, int64_t ahead) {
+  const c10::BFloat16* x = tiles.data;
+  const int64_t next = tiles.next_depth, stride = tiles.row_bytes;
   _tile_zero(0); _tile_zero(1);
-  for (int64_t k = 0; k < depth; ++k, x += kTileElements, w += 2 * kTileElements) {
+  for (int64_t k = 0; k < depth; ++k, x += next, w += 2 * kTileElements) {
     fetch_lines<kPrefetch, 0, 6>(w, ahead);
-    _tile_loadd(4, x, 64);
+    _tile_loadd(4, x, stride);
     fetch_lines<kPrefetch, 6, 12>(w, ahead);
     _tile_loadd(6, w, 64);
     fetch_lines<kPrefetch, 12, 18>(w, ahead);
@@ -130,7 +140,7 @@ void pack_row(const T* from, int64_t row, int64_t width, int64_t depth, c10::BFl
 }
 
 struct Product {
-  const c10::BFloat16* x;           // [M / 16, depth, 16, 32], see pack_rows
+  TilesOfX x;
   const c10::BFloat16* weight;      // [N / 32, depth, 2, 16, 32], see kernels/linear.py
   const float *bias, *residual;     // [N], [M,N], or null
   float* y;                         // [M,N]
@@ -140,11 +150,12 @@ struct Product {
     alignas(64) float sums[32 * kPanel];
     const c10::BFloat16* w = weight + panel * depth * 2 * kTileElements;
     for (int64_t row = first; row < last; row += 2 * kTileRows) {
-      const c10::BFloat16* tiles = x + row / kTileRows * depth * kTileElements;
+      TilesOfX tiles = x;
+      tiles.data += row / kTileRows * x.next_rows;
       const bool two = last - row > kTileRows, is_first = row == first, is_second = row == first + 2 * kTileRows;
       const int64_t ahead = is_first ? kPrefetchBytes : is_second ? depth * 4 * kTileElements : 0;
       if (two)
-        (ahead ? multiply_two<true> : multiply_two<false>)(tiles, depth * kTileElements, w, depth, sums, ahead);
+        (ahead ? multiply_two<true> : multiply_two<false>)(tiles, w, depth, sums, ahead);
       else
         (ahead ? multiply_one<true> : multiply_one<false>)(tiles, w, depth, sums, ahead);
       const int64_t column = panel * kPanel, count = std::min(kPanel, outputs - column);
@@ -175,8 +186,15 @@ inline void amx_product(const at::Tensor& x, const at::Tensor& weight, const flo
   const int64_t depth = weight.size(1), panels = weight.size(0), rows = x.size(0);
   TORCH_CHECK_VALUE(blocks_of(x.size(1), kTileDepth) == depth && blocks_of(y.size(1), kPanel) == panels,
                     "linear: x ", x.sizes(), " and y ", y.sizes(), " do not fit the weight");
-  const at::Tensor packed = pack_rows(x, depth);
-  const Product product{packed.const_data_ptr<c10::BFloat16>(), weight.const_data_ptr<c10::BFloat16>(), bias, residual,
+  // Few rows can be read as they lie, since tiles have as many rows as there are: which is worth it where they are not
+  // read often, or stay in the first-level cache.
+  const bool fits = x.scalar_type() == at::kBFloat16 && rows <= 2 * kTileRows && x.size(1) % kTileDepth == 0;
+  const bool as_it_lies = fits && (panels <= kFewPanels || rows * x.size(1) * 2 <= kFirstLevelBytes);
+  const at::Tensor packed = as_it_lies ? x : pack_rows(x, depth);
+  const auto* data = packed.const_data_ptr<c10::BFloat16>();
+  const TilesOfX tiles = as_it_lies ? TilesOfX{data, kTileDepth, kTileRows * x.stride(0), 2 * x.stride(0)}
+                                    : TilesOfX{data, kTileElements, depth * kTileElements, 64};
+  const Product product{tiles, weight.const_data_ptr<c10::BFloat16>(), bias, residual,
                         y.mutable_data_ptr<float>(), rows, y.size(1), depth};
   const int64_t fitting = kBlockBytes / (depth * kTileDepth * 2) / (2 * kTileRows) * (2 * kTileRows);
   const int64_t block = std::max<int64_t>(2 * kTileRows, fitting);

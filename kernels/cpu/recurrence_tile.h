@@ -125,8 +125,8 @@ void advance(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block
 }
 
 // One token with a delta term. `recalled` is S a of this token; becomes that of the next one if it is in the block.
-template <typename State, Decay kDecay, Delta kDelta, int64_t kTiles>
-void advance_delta(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block, int64_t i, bool has_next,
+template <typename State, Decay kDecay, Delta kDelta, int64_t kTiles, bool kHasNext>
+void advance_delta(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block, int64_t i,
                    std::array<Vec, kTiles>& recalled) {
   std::array<Vec, kTiles> v;
   std::array<Chains, kTiles> y, u;
@@ -136,10 +136,9 @@ void advance_delta(const Recurrence& p, const Tiles<kTiles>& tiles, const Block&
     if constexpr (kDelta == Delta::kBeta) v[j] = (v[j] - recalled[j]) * Vec(block.beta[i]);
     y[j] = u[j] = zero_chains();
   }
-  const int64_t next = has_next ? block.k_stride : 0;
   in_chains(p.width, [&](int64_t k, auto chain) __attribute__((always_inline)) {
     const int64_t at = i * block.k_stride + k;
-    const Vec query(block.q[at]), key(block.k[at]), following(block.a[at + next]);
+    const Vec query(block.q[at]), key(block.k[at]), following(block.a[kHasNext ? at + block.k_stride : at]);
 #pragma GCC unroll 2
     for (int64_t j = 0; j < kTiles; ++j) {
       Vec s = decayed<kDecay>(Vec::loadu(tiles[j].s + k * kLanes), block, i, at, nullptr, Vec(0.f));
@@ -147,13 +146,13 @@ void advance_delta(const Recurrence& p, const Tiles<kTiles>& tiles, const Block&
       s = rounded<State>(at::vec::fmadd(v[j], key, s));
       s.store(tiles[j].s + k * kLanes);
       y[j][chain] = at::vec::fmadd(s, query, y[j][chain]);
-      u[j][chain] = at::vec::fmadd(s, following, u[j][chain]);
+      if constexpr (kHasNext) u[j][chain] = at::vec::fmadd(s, following, u[j][chain]);
     }
   });
 #pragma GCC unroll 2
   for (int64_t j = 0; j < kTiles; ++j) {
     total(y[j]).store(tiles[j].y(i));
-    recalled[j] = total(u[j]);
+    if constexpr (kHasNext) recalled[j] = total(u[j]);
   }
 }
 
@@ -183,8 +182,9 @@ void advance_block(const Recurrence& p, const Tiles<kTiles>& tiles, const Block&
   } else {
     std::array<Vec, kTiles> recalled;
     for (int64_t j = 0; j < kTiles; ++j) recalled[j] = recall(tiles[j], block, p.width);
-    for (int64_t i = 0; i < count; ++i)
-      advance_delta<State, kDecay, kDelta, kTiles>(p, tiles, block, i, i + 1 < count, recalled);
+    for (int64_t i = 0; i + 1 < count; ++i)
+      advance_delta<State, kDecay, kDelta, kTiles, true>(p, tiles, block, i, recalled);
+    advance_delta<State, kDecay, kDelta, kTiles, false>(p, tiles, block, count - 1, recalled);
   }
   for (const Tile& tile : tiles) write_outputs(p, tile, block, first, count);
 }

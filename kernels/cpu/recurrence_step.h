@@ -1,0 +1,116 @@
+// A single token: rows of S from the pool to registers and back.
+#pragma once
+
+#include "recurrence_tile.h"
+
+namespace ostinato {
+
+// count rows of the pool, of `columns` elements each and `width` apart -> [columns, kLanes]; row_major: as many floats.
+template <typename State>
+void load_rows(const State* from, int64_t width, int64_t count, int64_t columns, float* s, float* row_major) {
+  if constexpr (std::is_same_v<State, float>) return transpose(from, width, s, kLanes, count, columns);
+  for (int64_t i = 0; i < count; ++i)
+    map_row(columns, [&](int64_t j, int64_t n) { store(row_major + i * columns + j, load(from + i * width + j, n), n); });
+  transpose(row_major, columns, s, kLanes, count, columns);
+}
+
+template <typename State>
+void store_rows(const float* s, State* to, int64_t width, int64_t count, int64_t columns, float* row_major) {
+  if constexpr (std::is_same_v<State, float>) return transpose(s, kLanes, to, width, columns, count);
+  transpose(s, kLanes, row_major, columns, columns, count);
+  for (int64_t i = 0; i < count; ++i)
+    map_row(columns, [&](int64_t j, int64_t n) { store(to + i * width + j, load(row_major + i * columns + j, n), n); });
+}
+
+// A single token without a delta term, straight from the pool to the pool: a step is bound by memory, so S passes through
+// registers in square blocks, while what the next tile will need is fetched.
+template <typename State, Decay kDecay, bool kBonus>
+void step_plain(const Recurrence& p, const Tile& tile, const Block& block, const State* from, State* to) {
+  alignas(64) float s[kLanes * kLanes], row_major[kLanes * kLanes];
+  const Vec v = Vec::loadu(tile.v(0));
+  Chains y = zero_chains();
+  for (int64_t k = 0; k < p.width; k += kLanes) {
+    const int64_t columns = lanes_left(k, p.width);
+    if (from)
+      load_rows(from + k, p.width, tile.count, columns, s, row_major);
+    else
+      std::fill_n(s, kLanes * kLanes, 0.f);
+    in_chains(columns, [&](int64_t j, auto chain) __attribute__((always_inline)) {
+      __builtin_prefetch(tile.ahead + (k + j) * kLineBytes, 1);
+      Vec x = Vec::loadu(s + j * kLanes);
+      if constexpr (kBonus) y[chain] = at::vec::fmadd(x, Vec(block.q[k + j]), y[chain]);
+      x = decayed<kDecay>(x, block, 0, k + j, nullptr, Vec(0.f));
+      x = rounded<State>(at::vec::fmadd(v, Vec(block.k[k + j]), x));
+      if constexpr (!kBonus) y[chain] = at::vec::fmadd(x, Vec(block.q[k + j]), y[chain]);
+      x.store(s + j * kLanes);
+    });
+    if (to) store_rows(s, to + k, p.width, tile.count, columns, row_major);
+  }
+  total(y).store(tile.y(0));
+}
+
+// A single token with a decay for every element of S, which is most of the work: S and its rates stay as they lie, and
+// only what is read of S is turned, to sum over K in the order of a scan. kCount: rows, or none if they are not a vector.
+template <typename State, bool kBonus, int64_t kCount>
+void step_matrix(const Recurrence& p, const Tile& tile, const Block& block, const State* from, State* to) {
+  alignas(64) float read[kLanes * kLanes], turned[kLanes * kLanes];
+  alignas(64) State zeros[kLanes] = {}, nowhere[kLanes];
+  if constexpr (kCount == 0) std::fill_n(read, kLanes * kLanes, 0.f);
+  const int64_t count = kCount ? kCount : tile.count, from_width = from ? p.width : 0, to_width = to ? p.width : 0;
+  const float *v = tile.v(0), *step = tile.step(0);
+  const float* rate = p.rate + (tile.head * p.rows + tile.row) * p.width;
+  Chains y = zero_chains();
+  for (int64_t k = 0; k < p.width; k += kLanes) {
+    const int64_t columns = lanes_left(k, p.width);
+    const State* source = from ? from + k : zeros;
+    State* target = to ? to + k : nowhere;
+    const auto advance_rows = [&](int64_t n) __attribute__((always_inline)) {
+      const Vec key = load(&block.k[k], n);
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < count; ++i) {
+        __builtin_prefetch(tile.ahead + (i * p.width + k) * sizeof(State), 1);
+        const Vec before = load(source + i * from_width, n);
+        Vec x = before * decay_factor(Vec(step[i]), load(rate + i * p.width + k, n));
+        x = rounded<State>(at::vec::fmadd(Vec(v[i]), key, x));
+        store(target + i * to_width, x, n);
+        (kBonus ? before : x).store(read + i * kLanes);
+      }
+    };
+    columns == kLanes ? advance_rows(kLanes) : advance_rows(columns);
+    transpose_square(read, kLanes, turned, kLanes);
+    in_chains(columns, [&](int64_t j, auto chain) __attribute__((always_inline)) {
+      y[chain] = at::vec::fmadd(Vec::loadu(turned + j * kLanes), Vec(block.q[k + j]), y[chain]);
+    });
+  }
+  total(y).store(tile.y(0));
+}
+
+// A single token with a delta term: what S recalls is summed up while S is loaded.
+template <typename State, Decay kDecay, Delta kDelta>
+void step_delta(const Recurrence& p, const Tile& tile, const Block& block, const State* from, State* to) {
+  alignas(64) float row_major[kLanes * kLanes];
+  Chains u = zero_chains();
+  for (int64_t k = 0; k < p.width; k += kLanes) {
+    const int64_t columns = lanes_left(k, p.width);
+    if (from)
+      load_rows(from + k, p.width, tile.count, columns, tile.s + k * kLanes, row_major);
+    else
+      std::fill_n(tile.s + k * kLanes, columns * kLanes, 0.f);
+    in_chains(columns, [&](int64_t j, auto chain) __attribute__((always_inline)) {
+      __builtin_prefetch(tile.ahead + (k + j) * kLineBytes, 1);
+      u[chain] = at::vec::fmadd(Vec::loadu(tile.s + (k + j) * kLanes), Vec(block.a[k + j]), u[chain]);
+    });
+  }
+  std::array<Vec, 1> recalled{total(u)};
+  advance_delta<State, kDecay, kDelta, 1, false>(p, {tile}, block, 0, recalled);
+  for (int64_t k = 0; to && k < p.width; k += kLanes)
+    store_rows(tile.s + k * kLanes, to + k, p.width, tile.count, lanes_left(k, p.width), row_major);
+}
+
+template <typename State>
+auto choose_matrix(bool whole, bool bonus) {
+  if (whole) return bonus ? step_matrix<State, true, kLanes> : step_matrix<State, false, kLanes>;
+  return bonus ? step_matrix<State, true, 0> : step_matrix<State, false, 0>;
+}
+
+}  // namespace ostinato
