@@ -15,7 +15,7 @@ from ostinato.engine.states import States, Storing
 from ostinato.engine.store import KEEP, StateRecord
 from ostinato.engine.types import SamplingParams
 from ostinato.server.context import Context
-from ostinato.server.generation import Job, collect
+from ostinato.server.generation import Job, collect, new_id
 from ostinato.server.job_states import JobStates, checkpoints_of, expires_in, job_states, owner_of
 from ostinato.server.protocol import CreateStateRequest, ForkRequest, RewindRequest, UpdateStateRequest
 from ostinato.server.replies import CreatedState, Deleted, StateCard, StateList
@@ -45,7 +45,7 @@ def states_router(context: Context) -> APIRouter:
             states_of(context), request, state=body.state, storing=storing, caches=body.cache_prompt
         )
         prompt = await _encode(context, body, states)
-        job = Job("state", [prompt], READ_ONLY, 1, body.priority, started, states)
+        job = Job(new_id("state-"), [prompt], READ_ONLY, 1, body.priority, started, states)
         return await until_disconnect(request.receive, _created(context, job))
 
     @router.get("/v1/states")
@@ -109,7 +109,7 @@ def states_router(context: Context) -> APIRouter:
             parent=None if plan.parent is None else plan.parent.id,
             storing=Storing(expires=expires_in(body.ttl), labels=tuple(dict.fromkeys(body.labels))),
         )
-        job_to_run = Job("state", [plan.tokens], READ_ONLY, 1, 0, started, job)
+        job_to_run = Job(new_id("state-"), [plan.tokens], READ_ONLY, 1, 0, started, job)
         if plan.parent is not None and not plan.tokens:
             return CreatedState(**card(plan.parent).model_dump(), usage=job_to_run.usage())
         return await until_disconnect(request.receive, _created(context, job_to_run))
