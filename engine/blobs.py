@@ -71,13 +71,18 @@ class Blobs(Protocol):
         """
 
 
+def is_key(key: str) -> bool:
+    """Whether this may be a blob's key. A listing leaves out everything else that somebody has put there."""
+    return _KEY.fullmatch(key) is not None
+
+
 def check_key(key: str) -> str:
     """Returns `key`.
 
     Raises:
         ValueError: it could leave its place: an absolute path, `..`, or characters that a file system may not take.
     """
-    if not _KEY.fullmatch(key):
+    if not is_key(key):
         raise ValueError(f"not a blob key: {key!r}")
     return key
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ostinato.engine.blobs import BlobInfo, Data, check_key
+from ostinato.engine.blobs import BlobInfo, Data, check_key, is_key
 from ostinato.engine.errors import StoreUnavailableError
 
 _REMEDIES = {
@@ -159,6 +159,8 @@ class FolderBlobs:
             return
         for entry in entries:
             key = f"{prefix}{entry.name}"
+            if not is_key(key):
+                continue
             if entry.is_dir():
                 yield from self._walk(f"{key}/")
             else:

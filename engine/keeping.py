@@ -226,6 +226,6 @@ def _snapshot(sequence: Sequence, state: State, log: tuple[int, ...], generation
         generation=generation,
         parent=keep.parent,
         params=sequence.params if answers else None,
-        seed=sequence.seed if answers else None,
+        seed=sequence.seed if answers and sequence.params.temperature > 0.0 else None,
         open_turn=keep.open_turn,
     )

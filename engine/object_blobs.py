@@ -16,7 +16,7 @@ import obstore
 from obstore.exceptions import BaseError, PreconditionError
 from obstore.store import from_url
 
-from ostinato.engine.blobs import BlobInfo, Data, check_key
+from ostinato.engine.blobs import BlobInfo, Data, check_key, is_key
 from ostinato.engine.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class ObjectBlobs:
         check_key(prefix.rstrip("/"))
         with self._errors():
             found = [_info(meta) for batch in obstore.list(self._store, prefix) for meta in batch]
-        return iter(found)
+        return (info for info in found if is_key(info.key))
 
     def exclusive(self) -> AbstractContextManager[object]:
         return self._lock

@@ -13,6 +13,7 @@ from ostinato.engine.state_record import (
     RECORDS,
     StateRecord,
     check_id,
+    check_owner,
     content_digest,
     parse_record,
 )
@@ -76,9 +77,17 @@ def _read_records(tier: MainTier) -> tuple[set[str], dict[str, tuple[str, str]]]
         try:
             known.add(parse_record(info.key, data).content)
         except (ValueError, RecursionError):
-            owner, _, name = info.key.removeprefix(RECORDS).partition("/")
-            unreadable[info.key] = ("" if owner == ANONYMOUS else owner, name.removesuffix(".json"))
+            unreadable[info.key] = _named_in(info.key)
     return known, unreadable
+
+
+def _named_in(key: str) -> tuple[str, str]:
+    """The owner and the id in the key of a record; "" twice if they are none."""
+    folder, _, name = key.removeprefix(RECORDS).partition("/")
+    try:
+        return check_owner("" if folder == ANONYMOUS else folder), check_id(name.removesuffix(".json"))
+    except (ValueError, StateIdError):
+        return "", ""
 
 
 def _add_records(tier: MainTier, report: RepairReport, key: str, records: list[StateRecord | None]) -> None:

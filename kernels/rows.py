@@ -26,6 +26,17 @@ def swiglu_ref(x: Tensor, dtype: torch.dtype) -> Tensor:
     return (F.silu(gate) * up).to(dtype)
 
 
+def geglu_ref(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Shazeer 2020, GEGLU without its projections, with the tanh form of GELU."""
+    gate, up = x.chunk(2, dim=-1)
+    return (F.gelu(gate, approximate="tanh") * up).to(dtype)
+
+
+def sqrt_ref(x: Tensor) -> Tensor:
+    """Square root, and 0 of what is below zero."""
+    return x.clamp(min=0).sqrt()
+
+
 def relu_square_ref(x: Tensor, dtype: torch.dtype) -> Tensor:
     """So et al. 2021 (Primer), section 4."""
     return x.relu().square().to(dtype)
@@ -53,7 +64,7 @@ def layer_norm_ref(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: t
     return (centred * scale * weight + bias).to(dtype)
 
 
-def _swiglu_meta(x: Tensor, dtype: torch.dtype) -> Tensor:
+def _gated_meta(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.new_empty((*x.shape[:-1], x.shape[-1] // 2), dtype=dtype)
 
 
@@ -63,8 +74,10 @@ for _schema, _reference, _meta in (
     ("tanh(Tensor x) -> Tensor", torch.tanh, _like),
     ("exp(Tensor x) -> Tensor", torch.exp, _like),
     ("softplus(Tensor x) -> Tensor", F.softplus, _like),
+    ("sqrt(Tensor x) -> Tensor", sqrt_ref, _like),
     ("log_sigmoid(Tensor x, float scale) -> Tensor", log_sigmoid_ref, _like),
-    ("swiglu(Tensor x, ScalarType dtype) -> Tensor", swiglu_ref, _swiglu_meta),
+    ("swiglu(Tensor x, ScalarType dtype) -> Tensor", swiglu_ref, _gated_meta),
+    ("geglu(Tensor x, ScalarType dtype) -> Tensor", geglu_ref, _gated_meta),
     ("relu_square(Tensor x, ScalarType dtype) -> Tensor", relu_square_ref, _rounded_like),
     (
         "rms_norm(Tensor x, Tensor weight, float eps, ScalarType dtype, Tensor? gate, bool gate_first) -> Tensor",
@@ -116,6 +129,12 @@ def softplus(x: Tensor) -> Tensor:
     return y
 
 
+def sqrt(x: Tensor) -> Tensor:
+    """Square root, and 0 of what is below zero, elementwise, fp32."""
+    y: Tensor = dispatch.operators(x).sqrt(_float32(x))
+    return y
+
+
 def log_sigmoid(x: Tensor, scale: float = 1.0) -> Tensor:
     """scale * log(sigmoid(x)) = -scale * softplus(-x), elementwise, fp32."""
     y: Tensor = dispatch.operators(x).log_sigmoid(_float32(x), scale)
@@ -124,9 +143,19 @@ def log_sigmoid(x: Tensor, scale: float = 1.0) -> Tensor:
 
 def swiglu(x: Tensor, dtype: torch.dtype) -> Tensor:
     """silu of the first half of every row times the second: [..., 2 D] fp32 -> [..., D] in `dtype` (Shazeer 2020)."""
-    if x.shape[-1] % 2:
-        raise ValueError(f"swiglu needs rows of two halves, got {x.shape[-1]} elements")
+    _check_halves("swiglu", x)
     y: Tensor = dispatch.operators(x).swiglu(_float32(x), dtype)
+    return y
+
+
+def geglu(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """GELU, in its tanh form, of the first half of every row times the second: as `swiglu` (Shazeer 2020).
+
+    x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)): Hendrycks and Gimpel 2016, section 2, where sigmoid(2 u) is
+    (1 + tanh u) / 2.
+    """
+    _check_halves("geglu", x)
+    y: Tensor = dispatch.operators(x).geglu(_float32(x), dtype)
     return y
 
 
@@ -175,6 +204,11 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
         raise ValueError(f"layer_norm: bias {tuple(bias.shape)} does not fit weight {tuple(weight.shape)}")
     y: Tensor = dispatch.operators(x).layer_norm(x, weight, bias, eps, dtype)
     return y
+
+
+def _check_halves(name: str, x: Tensor) -> None:
+    if x.shape[-1] % 2:
+        raise ValueError(f"{name} needs rows of two halves, got {x.shape[-1]} elements")
 
 
 def _check_weight(name: str, x: Tensor, weight: Tensor) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 from ostinato.models.errors import CheckpointError, UnsupportedModelError
 
 _STATE_SPACES_KEYS = frozenset({"d_model", "n_layer", "ssm_cfg"})
+_BASED_KEYS = frozenset({"n_embd", "n_layer", "mixer"})
 _DESCRIPTIONS = {
+    "based": "BASED in its authors' layout",
     "mamba_ssm": "Mamba in the original state-spaces layout",
     "mamba2_ssm": "Mamba-2 in the original state-spaces layout",
 }
@@ -55,13 +57,18 @@ def detect_pth(shapes: Mapping[str, tuple[int, ...]], file: Path) -> str:
     """The RWKV version of an original `.pth` file, by its tensor names (the test of the `rwkv` package).
 
     Returns:
-        `rwkv<version>_pth`, version being 4, 5, 5.1, 5.2, 6 or 7.
+        `rwkv<version>_pth`, version being 4, 5.0, 5.1, 5.2, 6 or 7.
 
     Raises:
-        UnsupportedModelError: no RWKV model, or RWKV-7 with DeepEmbed.
+        UnsupportedModelError: no RWKV model, one with a tuned state among its tensors, or RWKV-7 with DeepEmbed.
     """
-    if all(name.endswith(".time_state") for name in shapes):
+    tuned = [name for name in shapes if name.endswith(".time_state")]
+    if len(tuned) == len(shapes):
         raise UnsupportedModelError(f"{file} holds a tuned initial state of RWKV, not a model")
+    if tuned:
+        raise UnsupportedModelError(
+            f"{file} holds a tuned initial state ({tuned[0]!r}) beside the model; save the two to files of their own"
+        )
     first_block = {
         name.removeprefix("blocks.0."): shape for name, shape in shapes.items() if name.startswith("blocks.0.")
     }
@@ -71,7 +78,7 @@ def detect_pth(shapes: Mapping[str, tuple[int, ...]], file: Path) -> str:
         )
     if any(name.startswith("ffn.s_emb") for name in first_block):
         raise UnsupportedModelError(
-            f"{file} is RWKV-7 with DeepEmbed ('ffn.s_emb'), which is not served; use a plain RWKV-7"
+            f"{file} is RWKV-7a or RWKV-7b, with DeepEmbed ('ffn.s_emb'), which is not served; use a plain RWKV-7"
         )
     return f"rwkv{_rwkv_version(first_block)}_pth"
 
@@ -105,9 +112,16 @@ def _declared_name(config: Mapping[str, Any], config_file: Path) -> str:
         if layer not in ("Mamba1", "Mamba2"):
             raise UnsupportedModelError(f"{config_file}: ssm_cfg.layer is {layer!r}, known are 'Mamba1' and 'Mamba2'")
         return "mamba_ssm" if layer == "Mamba1" else "mamba2_ssm"
+    if _is_hydra(config):
+        return "based"
     model_type = config.get("model_type")
     hint = f" (model_type {model_type!r} alone does not decide it)" if model_type else ""
     raise CheckpointError(f"{config_file} names no architecture: 'architectures' is missing or empty{hint}")
+
+
+def _is_hydra(config: Mapping[str, Any]) -> bool:
+    """BASED's form, which its kin share: layers by the name of the class to instantiate."""
+    return config.keys() >= _BASED_KEYS and isinstance(config["mixer"], dict) and "_target_" in config["mixer"]
 
 
 def _quantization_method(quantization: object) -> str:
@@ -126,4 +140,4 @@ def _rwkv_version(first_block: Mapping[str, tuple[int, ...]]) -> str:
     decay = first_block.get("att.time_decay", ())
     if len(decay) > 1 and decay[1] > 1:
         return "5.2"
-    return "5.1" if "att.gate.weight" in first_block else "5"
+    return "5.1" if "att.gate.weight" in first_block else "5.0"

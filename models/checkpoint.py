@@ -39,25 +39,29 @@ from ostinato.models.weight_files import TensorInfo, WeightFile, open_weight_fil
 
 Progress = Callable[[str, int, int], None]
 """Is called with a tensor's name, the bytes consumed so far and the bytes of the whole checkpoint."""
+OpenFile = Callable[[Path], WeightFile]
 
 STORED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_LISTED = 8
 
 
-def open_checkpoint(model: str | os.PathLike[str], *, progress: Progress | None = None) -> Checkpoint:
+def open_checkpoint(
+    model: str | os.PathLike[str], *, progress: Progress | None = None, open_file: OpenFile = open_weight_file
+) -> Checkpoint:
     """Opens a model's files; downloads them first if `model` is a hub id.
 
     Args:
         model: an existing folder, a `.pth` file (RWKV's original layout), or a hub id `organisation/name`.
         progress: called whenever a tensor is taken or dropped.
+        open_file: opens one weight file.
 
     Raises:
         CheckpointError: the files are missing, damaged or inconsistent, or the download failed.
         UnsupportedModelError: they are in order, but of an architecture or a variant that is not served.
     """
-    path = local_path(os.fspath(model)) or download(os.fspath(model), _read_config)
+    path = local_path(os.fspath(model)) or download(os.fspath(model), read_config)
     file = original_file(path)
-    return _open_folder(path, progress) if file is None else _open_pth(file, progress)
+    return _open_folder(path, progress, open_file) if file is None else _open_pth(file, progress, open_file)
 
 
 class Checkpoint:
@@ -204,22 +208,22 @@ class Checkpoint:
         return elements.most_common(1)[0][0]
 
 
-def _open_folder(folder: Path, progress: Progress | None) -> Checkpoint:
-    config, architecture = _read_config(folder)
+def _open_folder(folder: Path, progress: Progress | None, open_file: OpenFile) -> Checkpoint:
+    config, architecture = read_config(folder)
     weights = find_weights(folder)
     return Checkpoint(
         folder,
         architecture,
         weights,
-        [open_weight_file(path) for path in weights.paths],
+        [open_file(path) for path in weights.paths],
         config=config,
         generation_config=read_optional_json(folder / "generation_config.json"),
         progress=progress,
     )
 
 
-def _open_pth(path: Path, progress: Progress | None) -> Checkpoint:
-    file = open_weight_file(path)
+def _open_pth(path: Path, progress: Progress | None, open_file: OpenFile) -> Checkpoint:
+    file = open_file(path)
     architecture = detect_pth({name: info.shape for name, info in file.tensors.items()}, path)
     _require_served(architecture, {}, path)
     return Checkpoint(
@@ -227,8 +231,11 @@ def _open_pth(path: Path, progress: Progress | None) -> Checkpoint:
     )
 
 
-def _read_config(folder: Path) -> tuple[dict[str, Any], str]:
-    """`config.json`, and the architecture that it declares, which is one that is served."""
+def read_config(folder: Path) -> tuple[dict[str, Any], str]:
+    """`config.json`, and the architecture that it declares, which is one that is served.
+
+    Raises CheckpointError, UnsupportedModelError: as `open_checkpoint`.
+    """
     config_file = folder / "config.json"
     config = read_json(config_file)
     architecture = detect_folder(config, config_file)

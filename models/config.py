@@ -1,7 +1,7 @@
 """Typed reading of a checkpoint's config.json, with errors that name the file and the key."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class ConfigReader:
         """An integer from 1 to 10^9. Raises CheckpointError."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
-            raise self._error(key, f"a positive integer up to {_LARGEST}", value)
+            raise self.error(key, f"a positive integer up to {_LARGEST}", value)
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -35,14 +35,14 @@ class ConfigReader:
         value = self._get(key, default)
         # Compared before it is converted: a long integer is no float. NaN compares false.
         if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
-            raise self._error(key, f"a finite number of at most {_LARGEST} either way", value)
+            raise self.error(key, f"a finite number of at most {_LARGEST} either way", value)
         return float(value)
 
     def positive(self, key: str, default: float | None = None) -> float:
         """A number above zero, such as a norm's epsilon. Raises CheckpointError."""
         value = self.number(key, default)
         if value <= 0:
-            raise self._error(key, "above zero", value)
+            raise self.error(key, "above zero", value)
         return value
 
     def optional_number(self, key: str) -> float | None:
@@ -53,24 +53,46 @@ class ConfigReader:
         """A list of two numbers, in order, the second above zero; either may be infinite. Raises CheckpointError."""
         value = self._get(key, [low, high])
         if not isinstance(value, list) or len(value) != 2 or not all(_is_bound(end) for end in value):
-            raise self._error(key, f"a list of two numbers, infinite or at most {_LARGEST} either way", value)
+            raise self.error(key, f"a list of two numbers, infinite or at most {_LARGEST} either way", value)
         if not value[0] <= value[1] or value[1] <= 0:
-            raise self._error(key, "two numbers in order, the second above zero", value)
+            raise self.error(key, "two numbers in order, the second above zero", value)
         return float(value[0]), float(value[1])
 
     def flag(self, key: str, default: bool) -> bool:
         """true or false. Raises CheckpointError."""
         value = self._get(key, default)
         if not isinstance(value, bool):
-            raise self._error(key, "true or false", value)
+            raise self.error(key, "true or false", value)
         return value
+
+    def words(self, key: str, default: Sequence[str], served: Sequence[str]) -> tuple[str, ...]:
+        """A list of at least one word, each of them one of `served`. Raises CheckpointError."""
+        value = self._get(key, list(default))
+        if not isinstance(value, list) or not value or any(word not in served for word in value):
+            raise self.error(key, f"a list of {' and '.join(repr(word) for word in served)}", value)
+        return tuple(value)
 
     def section(self, key: str) -> "ConfigReader":
         """A nested object; empty when absent. Raises CheckpointError."""
         value = self._get(key, {})
         if not isinstance(value, dict):
-            raise self._error(key, "an object", value)
+            raise self.error(key, "an object", value)
         return ConfigReader(value, self._source)
+
+    def sections(self, key: str) -> list["ConfigReader"]:
+        """A nested object, or a list of them; none when absent. Raises CheckpointError."""
+        value = self._get(key, [])
+        found = [value] if isinstance(value, dict) else value
+        if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+            raise self.error(key, "an object or a list of objects", value)
+        return [ConfigReader(each, self._source) for each in found]
+
+    def indices(self, key: str, count: int) -> tuple[int, ...]:
+        """A list of integers from 0 to count - 1, such as the numbers of layers. Raises CheckpointError."""
+        value = self._get(key, None)
+        if not isinstance(value, list) or not all(type(each) is int and 0 <= each < count for each in value):
+            raise self.error(key, f"a list of integers from 0 to {count - 1}", value)
+        return tuple(value)
 
     def fraction_of(self, whole: int, key: str, default: float, *, parts: int = 1) -> int:
         """`whole` times a number, over `parts`, rounded down to a positive integer. Raises CheckpointError."""
@@ -102,6 +124,14 @@ class ConfigReader:
             wanted = " or ".join(repr(choice) for choice in served)
             raise UnsupportedModelError(f"{self._source}: {key} = {_shown(value)} is not supported (only {wanted})")
 
+    def unsupported(self, key: str, reason: str) -> UnsupportedModelError:
+        """The error of an option that is read, but not implemented in this form."""
+        return UnsupportedModelError(f"{self._source}: {key} {reason}")
+
+    def error(self, key: str, expected: str, value: object) -> CheckpointError:
+        """The error of a value that is not what it must be."""
+        return CheckpointError(f"{self._source}: {key} must be {expected}, found {_shown(value)}")
+
     def _get(self, key: str, default: object) -> Any:
         value = self._values.get(key)
         if value is None:
@@ -109,9 +139,6 @@ class ConfigReader:
         if value is None:
             raise CheckpointError(f"{self._source}: {key} is missing")
         return value
-
-    def _error(self, key: str, expected: str, value: object) -> CheckpointError:
-        return CheckpointError(f"{self._source}: {key} must be {expected}, found {_shown(value)}")
 
 
 def _is_bound(value: object) -> bool:

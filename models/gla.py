@@ -1,6 +1,5 @@
 """Gated Linear Attention (Yang et al. 2023), in the flash-linear-attention layout."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +7,13 @@ from torch import Tensor
 
 from ostinato.kernels import rows
 from ostinato.kernels.linear import Linear
-from ostinato.kernels.packed import Packed
 from ostinato.kernels.recurrence import recurrence
-from ostinato.models.base import StateSpec, StateTensor, StateTensors
+from ostinato.models.base import StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
-from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
+from ostinato.models.fla import Family, FLAModel, Shell, read_shell
+from ostinato.models.fla_mixers import Reading
+from ostinato.models.layers import RMSNorm, WeightReader
 
 GATE_RANK = 16  # fixed in the published layers, as is the next
 GATE_NORMALIZER = 16
@@ -23,63 +23,45 @@ GATE_NORMALIZER = 16
 class GLAConfig:
     """Sizes in elements. `key`, `value`: per head; `kv_heads`: heads that share one key and value."""
 
-    layers: int
-    hidden: int
+    shell: Shell
     heads: int
     kv_heads: int
     key: int
     value: int
-    mlp: int
-    vocab_size: int
-    norm_eps: float
     gate_minimum: float | None
     output_gate: bool
-    tied: bool
 
 
 def read_config(checkpoint: Checkpoint) -> GLAConfig:
     """fla's GLAConfig. Options that change the mathematics and are not implemented are refused by name."""
     config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
-    config.only("hidden_act", "swish", "silu")
     for key, *served in (
         ("feature_map", None),
         ("use_short_conv", False),
-        ("elementwise_affine", True),
-        ("attn", None),
         ("use_gv", False),
         ("gate_logit_normalizer", GATE_NORMALIZER),
-        ("attnres_block_size", None),
     ):
         config.only(key, *served)
-    hidden, heads = config.integer("hidden_size", 2048), config.integer("num_heads", 4)
+    shell, heads = read_shell(config), config.integer("num_heads", 4)
     kv_heads = config.integer("num_kv_heads", heads)
     config.divide("num_kv_heads", heads, kv_heads)
     return GLAConfig(
-        layers=config.integer("num_hidden_layers", 24),
-        hidden=hidden,
+        shell=shell,
         heads=heads,
         kv_heads=kv_heads,
-        key=config.divide("num_heads", config.exact_fraction_of(hidden, "expand_k", 0.5), heads),
-        value=config.divide("num_heads", config.exact_fraction_of(hidden, "expand_v", 1.0), heads),
-        mlp=_mlp_size(config, hidden),
-        vocab_size=config.integer("vocab_size", 32000),
-        norm_eps=config.positive("norm_eps", 1e-6),
+        key=config.divide("num_heads", config.exact_fraction_of(shell.hidden, "expand_k", 0.5), heads),
+        value=config.divide("num_heads", config.exact_fraction_of(shell.hidden, "expand_v", 1.0), heads),
         gate_minimum=config.optional_number("clamp_min"),
         output_gate=config.flag("use_output_gate", True),
-        tied=config.flag("tie_word_embeddings", False),
     )
-
-
-def _mlp_size(config: ConfigReader, hidden: int) -> int:
-    """Where it is not given: two thirds of `hidden_ratio` times the hidden size, up to a multiple of 256."""
-    if config.has("intermediate_size"):
-        return config.integer("intermediate_size")
-    return 256 * math.ceil(config.fraction_of(2 * hidden, "hidden_ratio", 4, parts=3) / 256)
 
 
 @dataclass(frozen=True, slots=True)
 class GLAMixer:
-    """Section 4 of the paper. `inputs` joins q, k, v, the gate's first factor and, if there is one, the output gate."""
+    """Section 4 of the paper. `inputs` joins q, k, v, the gate's first factor and, if there is one, the output gate.
+
+    Its state is `recurrent`: [slots, heads, value, key].
+    """
 
     config: GLAConfig
     inputs: Linear
@@ -87,11 +69,8 @@ class GLAMixer:
     norm: RMSNorm
     output: Linear
 
-    def __call__(self, u: Tensor, batch: Packed, state: Tensor, residual: Tensor) -> Tensor:
-        """u: [T, hidden]; state: [slots, heads, value, key]; residual: [T, hidden] fp32.
-
-        Returns residual and output together: [T, hidden] fp32.
-        """
+    def __call__(self, u: Tensor, reading: Reading, state: StateTensors, residual: Tensor) -> Tensor:
+        """See `Mixer`."""
         c = self.config
         kv = (c.kv_heads * c.key, c.kv_heads * c.value)
         q, k, v, low, swish = self.inputs(u).split(
@@ -101,8 +80,8 @@ class GLAMixer:
             q.unflatten(-1, (c.heads, c.key)),
             k.unflatten(-1, (c.kv_heads, c.key)),
             v.unflatten(-1, (c.kv_heads, c.value)),
-            state,
-            batch,
+            state["recurrent"],
+            reading.batch,
             log_decay=self._log_decay(low).unflatten(-1, (c.kv_heads, c.key)),
             scale=c.key**-0.5,
         )
@@ -114,7 +93,14 @@ class GLAMixer:
         return log_decay if self.config.gate_minimum is None else log_decay.clamp(min=self.config.gate_minimum)
 
 
+def read_gated_norm(read: WeightReader, name: str, size: int, eps: float) -> RMSNorm:
+    """The norm of heads. fla fuses it with the output gate under a name of its own; the tensor is the same."""
+    fused = read.source.has(f"{name}.g_norm_swish_gate.weight")
+    return RMSNorm(read.tensor(f"{name}.g_norm_swish_gate.weight" if fused else f"{name}.g_norm.weight", size), eps)
+
+
 def _read_mixer(read: WeightReader, name: str, c: GLAConfig) -> GLAMixer:
+    hidden = c.shell.hidden
     inputs = [
         (f"{name}.q_proj.weight", c.heads * c.key),
         (f"{name}.k_proj.weight", c.kv_heads * c.key),
@@ -123,72 +109,18 @@ def _read_mixer(read: WeightReader, name: str, c: GLAConfig) -> GLAMixer:
     ]
     if c.output_gate:
         inputs.append((f"{name}.g_proj.weight", c.heads * c.value))
-    # fla fuses the norm with the gate under a name of its own; the tensor is the same.
-    fused = read.source.has(f"{name}.g_norm_swish_gate.weight")
-    norm = f"{name}.g_norm_swish_gate.weight" if fused else f"{name}.g_norm.weight"
     return GLAMixer(
         config=c,
-        inputs=read.joined(inputs, c.hidden),
+        inputs=read.joined(inputs, hidden),
         gate=read.linear(f"{name}.gk_proj.1.weight", c.kv_heads * c.key, GATE_RANK, bias=f"{name}.gk_proj.1.bias"),
-        norm=RMSNorm(read.tensor(norm, c.value), c.norm_eps),
-        output=read.linear(f"{name}.o_proj.weight", c.hidden, c.heads * c.value),
+        norm=read_gated_norm(read, name, c.value, c.shell.norm_eps),
+        output=read.linear(f"{name}.o_proj.weight", hidden, c.heads * c.value),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class GLABlock:
-    """One layer: the mixer and the MLP, each behind a norm and with a residual connection."""
-
-    mixer_norm: RMSNorm
-    mixer: GLAMixer
-    mlp_norm: RMSNorm
-    mlp: GatedMLP
-
-    def __call__(self, x: Tensor, batch: Packed, state: Tensor, dtype: torch.dtype) -> Tensor:
-        """x: [T, hidden] fp32; state as in `GLAMixer`; dtype: of the norms' outputs. Returns [T, hidden] fp32."""
-        x = self.mixer(self.mixer_norm(x, dtype), batch, state, x)
-        return self.mlp(self.mlp_norm(x, dtype), x)
-
-
-def _read_block(read: WeightReader, name: str, c: GLAConfig) -> GLABlock:
-    gate_up = [(f"{name}.mlp.{part}_proj.weight", c.mlp) for part in ("gate", "up")]
-    return GLABlock(
-        mixer_norm=RMSNorm(read.tensor(f"{name}.attn_norm.weight", c.hidden), c.norm_eps),
-        mixer=_read_mixer(read, f"{name}.attn", c),
-        mlp_norm=RMSNorm(read.tensor(f"{name}.mlp_norm.weight", c.hidden), c.norm_eps),
-        mlp=GatedMLP(read.joined(gate_up, c.hidden), read.linear(f"{name}.mlp.down_proj.weight", c.hidden, c.mlp)),
-    )
-
-
-class GLA:
-    """See `ostinato.models.base.Model`. State per layer: `recurrent` [heads, value, key] fp32."""
-
-    family = "GLA"
-
-    def __init__(self, checkpoint: Checkpoint, config: GLAConfig, device: torch.device, dtype: torch.dtype) -> None:
-        c, read = config, WeightReader(checkpoint, device, dtype)
-        self.architecture = checkpoint.architecture
-        self.vocab_size, self.dtype = c.vocab_size, dtype
-        self.state_spec = StateSpec((StateTensor("recurrent", c.layers, (c.heads, c.value, c.key), torch.float32),))
-        self._embedding = Embedding(read.matrix("model.embeddings.weight", c.vocab_size, c.hidden))
-        self._blocks = [_read_block(read, f"model.layers.{i}", c) for i in range(c.layers)]
-        self._norm = RMSNorm(read.tensor("model.norm.weight", c.hidden), c.norm_eps)
-        self._head = read.head("lm_head.weight", c.vocab_size, c.hidden, self._embedding, c.tied)
-        self.weight_bytes = read.num_bytes
-        self.matmul_params, self.head_params = read.matmul_params, read.head_params
-
-    def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
-        """See `Model.forward`."""
-        x = self._embedding(tokens)
-        for i, block in enumerate(self._blocks):
-            x = block(x, batch, pool["recurrent"][i], self.dtype)
-        return self._norm(x, self.dtype)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """See `Model.logits`."""
-        return self._head(hidden)
-
-
-def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> GLA:
-    """The layout of flash-linear-attention's GLAForCausalLM."""
-    return GLA(checkpoint, read_config(checkpoint), device, dtype)
+def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> FLAModel:
+    """The layout of flash-linear-attention's GLAForCausalLM. State per layer: `recurrent` [heads, value, key] fp32."""
+    c, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
+    state = {"recurrent": ((c.heads, c.value, c.key), torch.float32)}
+    family = Family("GLA", c.shell, state, lambda name, _: _read_mixer(read, name, c))
+    return FLAModel(checkpoint.architecture, family, read)

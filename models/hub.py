@@ -20,6 +20,11 @@ _SAFETENSORS = ["model.safetensors", "model-*.safetensors"]
 _TORCH_FILES = ["pytorch_model.bin", "pytorch_model-*.bin"]
 
 
+def download_config(repository: str) -> Path:
+    """Downloads all but the weights. Returns the folder in the hub's cache. Raises CheckpointError: see `download`."""
+    return _fetch(repository, _SMALL_FILES)
+
+
 def download(repository: str, check_config: Callable[[Path], object]) -> Path:
     """Downloads what is needed to serve a model and returns its folder in the hub's cache.
 
@@ -30,7 +35,7 @@ def download(repository: str, check_config: Callable[[Path], object]) -> Path:
     Raises:
         CheckpointError: no such repository, no access, or no connection and not in the cache.
     """
-    folder = _fetch(repository, _SMALL_FILES)
+    folder = download_config(repository)
     if not (folder / "config.json").exists():
         return _download_original(repository, folder)
     check_config(folder)

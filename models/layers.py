@@ -67,13 +67,22 @@ class WeightReader:
 
     def linear(self, name: str, out: int, into: int, *, bias: str | None = None) -> Linear:
         """A projection [out, into]; `bias` names its bias vector."""
-        self.matmul_params += out * into
-        return Linear(self.matrix(name, out, into), None if bias is None else self.vector(bias, out))
+        return self.projection(self.matrix(name, out, into), None if bias is None else self.vector(bias, out))
 
-    def joined(self, parts: Sequence[tuple[str, int]], into: int) -> Linear:
-        """Several projections (name, out) of one input as a single product, outputs side by side."""
+    def projection(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+        """A projection by tensors that were read before: weight [out, into], in any orientation; bias [out]."""
+        self.matmul_params += weight.numel()
+        return Linear(weight, bias)
+
+    def joined(self, parts: Sequence[tuple[str, int]], into: int, *, biases: Sequence[str] = ()) -> Linear:
+        """Several projections (name, out) of one input as a single product, outputs side by side.
+
+        `biases` names a bias vector for each, or is empty.
+        """
         self.matmul_params += into * sum(out for _, out in parts)
-        return Linear(torch.cat([self.matrix(name, out, into) for name, out in parts]))
+        weight = torch.cat([self.matrix(name, out, into) for name, out in parts])
+        vectors = [self.vector(bias, out) for bias, (_, out) in zip(biases, parts, strict=True)] if biases else None
+        return Linear(weight, None if vectors is None else torch.cat(vectors))
 
     def head(self, name: str, rows: int, hidden: int, embedding: Embedding, tied: bool) -> Linear:
         """The output projection [rows, hidden]: `embedding` itself if it is tied and `name` is not on disk."""
@@ -121,14 +130,18 @@ class LayerNorm:
 
 @dataclass(frozen=True, slots=True)
 class GatedMLP:
-    """down(silu(gate x) * up x) (Shazeer 2020, SwiGLU). `gate_up` holds both projections, gate first."""
+    """down(silu(gate x) * up x) (Shazeer 2020, SwiGLU). `gate_up` holds both projections, gate first.
+
+    gated: `rows.swiglu`, or another gate that is called like it.
+    """
 
     gate_up: Linear
     down: Linear
+    gated: Callable[[Tensor, torch.dtype], Tensor] = rows.swiglu
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, hidden]; residual: [T, hidden] fp32, added to the result. Returns [T, hidden] fp32."""
-        return self.down(rows.swiglu(self.gate_up(x), self.down.dtype), residual)
+        return self.down(self.gated(self.gate_up(x), self.down.dtype), residual)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,10 @@ from ostinato.models.layers import Embedding, RMSNorm, WeightReader
 
 @dataclass(frozen=True, slots=True)
 class MambaConfig:
-    """Sizes in elements. `dt_rank`: width of the low-rank step size projection."""
+    """Sizes in elements. `dt_rank`: width of the low-rank step size projection.
+
+    `inner_norm_eps`: of norms without weights on the low-rank step size, B and C, which plain Mamba has not.
+    """
 
     layers: int
     hidden: int
@@ -36,6 +39,12 @@ class MambaConfig:
     conv_bias: bool
     tied: bool
     embedding_name: str
+    inner_norm_eps: float | None = None
+
+    @property
+    def inner_sizes(self) -> list[int]:
+        """Widths of what x_proj computes: the low-rank step size, B and C."""
+        return [self.dt_rank, self.state, self.state]
 
 
 def read_hf_config(checkpoint: Checkpoint) -> MambaConfig:
@@ -114,6 +123,7 @@ class MambaMixer:
     rate: Tensor
     skip: Tensor
     out_proj: Linear
+    inner_norms: tuple[RMSNorm, ...] = ()  # of the low-rank step size, B and C, in this order
 
     def __call__(self, u: Tensor, batch: Packed, conv: Tensor, ssm: Tensor, residual: Tensor) -> Tensor:
         """u: [T, hidden]; conv: [slots, width - 1, inner]; ssm: [slots, inner, state]; residual: [T, hidden] fp32.
@@ -123,7 +133,7 @@ class MambaMixer:
         c = self.config
         x, z = self.in_proj(u).split(c.inner, dim=-1)
         x = causal_conv(x, self.conv_weight, self.conv_bias, conv, batch)
-        dt, b, q = self.x_proj(x).split([c.dt_rank, c.state, c.state], dim=-1)
+        dt, b, q = self._split(self.x_proj(x))
         y = recurrence(
             q.unsqueeze(1),
             b.unsqueeze(1),
@@ -138,8 +148,16 @@ class MambaMixer:
         )
         return self.out_proj(y.squeeze(1), residual)
 
+    def _split(self, mixed: Tensor) -> list[Tensor]:
+        """The low-rank step size, B and C, normalised where the model does that."""
+        parts = mixed.split(self.config.inner_sizes, dim=-1)
+        if not self.inner_norms:
+            return list(parts)
+        return [norm(part, torch.float32) for norm, part in zip(self.inner_norms, parts, strict=True)]
 
-def _read_mixer(read: WeightReader, name: str, c: MambaConfig) -> MambaMixer:
+
+def read_mixer(read: WeightReader, name: str, c: MambaConfig) -> MambaMixer:
+    """The layer whose tensors begin with `name`. Raises CheckpointError, as WeightReader."""
     conv = read.tensor(f"{name}.conv1d.weight", c.inner, 1, c.conv_width)
     return MambaMixer(
         config=c,
@@ -152,7 +170,14 @@ def _read_mixer(read: WeightReader, name: str, c: MambaConfig) -> MambaMixer:
         rate=read.tensor(f"{name}.A_log", c.inner, c.state).exp().neg().unsqueeze(0),
         skip=read.tensor(f"{name}.D", c.inner).unsqueeze(0),
         out_proj=_projection(read, f"{name}.out_proj", c.hidden, c.inner, c),
+        inner_norms=_inner_norms(read.device, c),
     )
+
+
+def _inner_norms(device: torch.device, c: MambaConfig) -> tuple[RMSNorm, ...]:
+    if c.inner_norm_eps is None:
+        return ()
+    return tuple(RMSNorm(torch.ones(size, device=device), c.inner_norm_eps) for size in c.inner_sizes)
 
 
 def _projection(read: WeightReader, name: str, out: int, into: int, c: MambaConfig) -> Linear:
@@ -178,7 +203,7 @@ class Mamba:
         self._layers = [
             (
                 RMSNorm(read.tensor(f"backbone.layers.{i}.norm.weight", c.hidden), c.norm_eps),
-                _read_mixer(read, f"backbone.layers.{i}.mixer", c),
+                read_mixer(read, f"backbone.layers.{i}.mixer", c),
             )
             for i in range(c.layers)
         ]

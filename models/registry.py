@@ -17,13 +17,31 @@ if TYPE_CHECKING:
 
 # Architecture (HF's name, or the layout's where a format has none) -> "module:function", imported when first needed.
 ARCHITECTURES = {
+    "DeltaNetForCausalLM": "delta_net:load",
+    "FalconMambaForCausalLM": "falcon_mamba:load",
     "GLAForCausalLM": "gla:load",
+    "GatedDeltaNetForCausalLM": "gated_deltanet:load",
+    "HGRN2ForCausalLM": "hgrn2:load",
+    "HGRNForCausalLM": "hgrn:load",
+    "KDAForCausalLM": "kda:load",
     "Mamba2ForCausalLM": "mamba2:load_hf",
     "MambaForCausalLM": "mamba:load_hf",
+    "RWKV6ForCausalLM": "rwkv6_fla:load",
     "RWKV7ForCausalLM": "rwkv7:load",
+    "RecurrentGemmaForCausalLM": "recurrent_gemma:load",
+    "RetNetForCausalLM": "retnet:load",
+    "Rwkv5ForCausalLM": "rwkv5:load_hf",
+    "Rwkv6ForCausalLM": "rwkv6:load_hf",
+    "RwkvForCausalLM": "rwkv4:load_hf",
+    "SambaForCausalLM": "samba:load",
+    "based": "based:load",
     "mamba2_ssm": "mamba2:load_original",
     "mamba_ssm": "mamba:load_original",
+    "rwkv4_pth": "rwkv4:load_original",
+    "rwkv5.2_pth": "rwkv5:load_original",
+    "rwkv6_pth": "rwkv6:load_original",
     "rwkv7_pth": "rwkv7_pth:load",
+    "xLSTMForCausalLM": "xlstm:load",
 }
 
 Loader = Callable[["Checkpoint", torch.device, torch.dtype], "Model"]

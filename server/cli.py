@@ -13,6 +13,7 @@ from ostinato.server.cli_bench import bench
 from ostinato.server.cli_chat import chat
 from ostinato.server.cli_doctor import doctor
 from ostinato.server.cli_generate import generate
+from ostinato.server.cli_models import models
 from ostinato.server.cli_serve import serve
 
 FAILED, MISUSED = 1, 2
@@ -43,6 +44,7 @@ app.command()(serve)
 app.command()(generate)
 app.command()(chat)
 app.add_typer(bench, name="bench")
+app.command()(models)
 app.command()(doctor)
 
 

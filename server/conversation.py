@@ -41,13 +41,10 @@ class Conversation:
             return self._render(messages, answers=answers)
         if self._after and not messages:
             return ""  # the answer goes on
-        whole = self._render([*BEFORE, *messages], answers=answers)
+        whole, read = self._render([*BEFORE, *messages], answers=answers), self._render(list(BEFORE), answers=False)
         if self._after:
-            read, mark, rest = whole.rpartition(STAND_IN)
-            fits = bool(mark) and read.count(STAND_IN) == 1
-        else:
-            read = self._render(list(BEFORE), answers=False)
-            fits, rest = whole.startswith(read), whole[len(read) :]
+            read = read[: read.rfind(STAND_IN) + len(STAND_IN)]
+        fits, rest = STAND_IN in read and whole.startswith(read), whole[len(read) :]
         if not fits:
             raise RequestError(
                 "the model's chat template cannot be continued behind a state: send the whole conversation, or a "

@@ -35,6 +35,10 @@ at::Tensor sigmoid_op(const at::Tensor& x) { return map_elements(x, [](Vec v) { 
 at::Tensor silu_op(const at::Tensor& x) { return map_elements(x, [](Vec v) { return silu(v); }); }
 at::Tensor tanh_op(const at::Tensor& x) { return map_elements(x, [](Vec v) { return v.tanh(); }); }
 at::Tensor exp_op(const at::Tensor& x) { return map_elements(x, [](Vec v) { return exp(v); }); }
+// at::vec::maximum lets NaN through.
+at::Tensor sqrt_op(const at::Tensor& x) {
+  return map_elements(x, [](Vec v) { return at::vec::maximum(v, Vec(0.f)).sqrt(); });
+}
 at::Tensor softplus_op(const at::Tensor& x) { return map_elements(x, [](Vec v) { return softplus(v); }); }
 
 at::Tensor log_sigmoid_op(const at::Tensor& x, double scale) {
@@ -59,11 +63,21 @@ at::Tensor map_rows(const at::Tensor& x, int64_t outputs, at::ScalarType dtype, 
   return y;
 }
 
-at::Tensor swiglu(const at::Tensor& x, at::ScalarType dtype) {
+// f(first half of the row) times the second half.
+template <typename F>
+at::Tensor gated_linear(const at::Tensor& x, at::ScalarType dtype, F f) {
   const int64_t width = x.size(-1) / 2;
   return map_rows(x, width, dtype, [&](int64_t, const float* row, auto* y) {
-    map_row(width, [&](int64_t i, int64_t n) { store(y + i, silu(load(row + i, n)) * load(row + width + i, n), n); });
+    map_row(width, [&](int64_t i, int64_t n) { store(y + i, f(load(row + i, n)) * load(row + width + i, n), n); });
   });
+}
+
+at::Tensor swiglu(const at::Tensor& x, at::ScalarType dtype) {
+  return gated_linear(x, dtype, [](Vec v) { return silu(v); });
+}
+
+at::Tensor geglu(const at::Tensor& x, at::ScalarType dtype) {
+  return gated_linear(x, dtype, [](Vec v) { return gelu(v); });
 }
 
 at::Tensor relu_square(const at::Tensor& x, at::ScalarType dtype) {
@@ -121,8 +135,10 @@ TORCH_LIBRARY_IMPL(ostinato, CPU, m) {
   m.impl("tanh", tanh_op);
   m.impl("exp", exp_op);
   m.impl("softplus", softplus_op);
+  m.impl("sqrt", sqrt_op);
   m.impl("log_sigmoid", log_sigmoid_op);
   m.impl("swiglu", swiglu);
+  m.impl("geglu", geglu);
   m.impl("relu_square", relu_square);
   m.impl("rms_norm", rms_norm);
   m.impl("layer_norm", layer_norm);

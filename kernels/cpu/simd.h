@@ -220,6 +220,12 @@ inline Vec divided(Vec a, Vec x) {
 inline Vec sigmoid(Vec x) { return divided(Vec(1.f), Vec(1.f) + exp(x.neg())); }
 inline Vec silu(Vec x) { return divided(x, Vec(1.f) + exp(x.neg())); }
 
+// GELU in its tanh form, x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3): that is x / (1 + e^-2u).
+inline Vec gelu(Vec x) {
+  const Vec slope = at::vec::fmadd(x * x, Vec(0.0713548163f), Vec(1.59576912f));  // 2 u / x
+  return divided(x, Vec(1.f) + exp((x * slope).neg()));
+}
+
 // log(1 + u) for 0 <= u <= 1: twice the inverse hyperbolic tangent of u / (2 + u), by its Taylor series; of a small u
 // the square could underflow, which is slow, and does not count.
 inline Vec log1p_of_unit(Vec u) {

@@ -23,6 +23,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {  # launchers, each with the argumen
     **{function: pointwise.pointwise(function) for function in pointwise.FUNCTIONS},
     "causal_conv": conv.causal_conv,
     "diagonal": diagonal.diagonal,
+    "geglu": pointwise.geglu,
     "layer_norm": rows.layer_norm,
     "linear": matmul.linear,
     "log_sigmoid": pointwise.log_sigmoid,

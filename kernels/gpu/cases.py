@@ -14,7 +14,15 @@ from ostinato.kernels.gpu.calls import Call, Draw, Function, Parts
 from ostinato.kernels.linear import linear_ref
 from ostinato.kernels.packed import Packed
 from ostinato.kernels.recurrence import recurrence_ref
-from ostinato.kernels.rows import layer_norm_ref, log_sigmoid_ref, relu_square_ref, rms_norm_ref, swiglu_ref
+from ostinato.kernels.rows import (
+    geglu_ref,
+    layer_norm_ref,
+    log_sigmoid_ref,
+    relu_square_ref,
+    rms_norm_ref,
+    sqrt_ref,
+    swiglu_ref,
+)
 from ostinato.kernels.rwkv7 import rwkv7_inputs_ref, rwkv7_output_ref
 from ostinato.kernels.shift import token_shift_ref
 from ostinato.kernels.slstm import slstm_ref
@@ -147,6 +155,7 @@ _REFERENCES: dict[str, Function] = {
     "causal_conv": causal_conv_ref,
     "diagonal": diagonal_ref,
     "exp": torch.exp,
+    "geglu": geglu_ref,
     "layer_norm": layer_norm_ref,
     "linear": linear_ref,
     "log_sigmoid": log_sigmoid_ref,
@@ -159,6 +168,7 @@ _REFERENCES: dict[str, Function] = {
     "silu": silu,
     "slstm": slstm_ref,
     "softplus": softplus,
+    "sqrt": sqrt_ref,
     "swiglu": swiglu_ref,
     "tanh": torch.tanh,
     "token_shift": token_shift_ref,
@@ -214,4 +224,6 @@ CASES = (
     ),
     Case("log_sigmoid", "gla-340m", _pointwise, {"width": 512}, {"width": 37}),
     Case("swiglu", "gla-340m", _pointwise, {"width": 5632}, {"width": 74}),
+    Case("geglu", "recurrentgemma-2b", _pointwise, {"width": 15360}, {"width": 74}),
+    Case("sqrt", "recurrentgemma-2b", _pointwise, {"width": 2560}, {"width": 37}),
 )

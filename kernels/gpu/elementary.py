@@ -22,6 +22,12 @@ def silu(x: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def gelu(x: tl.tensor) -> tl.tensor:
+    """In its tanh form, x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    return x * sigmoid(x * (0.0713548163 * x * x + 1.59576912))
+
+
+@triton.jit
 def softplus(x: tl.tensor) -> tl.tensor:
     """log(1 + e^x)."""
     small = tl.exp(-tl.abs(x))

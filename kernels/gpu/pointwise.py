@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ostinato.kernels.gpu.compile import CompileCase
-from ostinato.kernels.gpu.elementary import sigmoid, silu, softplus, tanh
+from ostinato.kernels.gpu.elementary import gelu, sigmoid, silu, softplus, tanh
 from ostinato.kernels.gpu.launch import Launch
 
 BLOCK = 1024
@@ -31,6 +31,8 @@ def pointwise_kernel(
         value = tl.exp(value)
     elif FUNCTION == "softplus":
         value = softplus(value)
+    elif FUNCTION == "sqrt":
+        value = tl.sqrt_rn(tl.where(value < 0.0, 0.0, value))
     elif FUNCTION == "log_sigmoid":
         value = -softplus(-value) * scale
     else:
@@ -41,13 +43,16 @@ def pointwise_kernel(
 
 
 @triton.jit(do_not_specialize=["count"])
-def swiglu_kernel(x: tl.tensor, y: tl.tensor, count: tl.tensor, WIDTH: tl.constexpr, BLOCK: tl.constexpr) -> None:
-    """Grid (blocks,), over y [.., WIDTH]."""
+def gated_kernel(
+    x: tl.tensor, y: tl.tensor, count: tl.tensor, GELU: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+) -> None:
+    """Grid (blocks,), over y [.., WIDTH]: SwiGLU or GEGLU."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row, column = at // WIDTH, at % WIDTH
     gate = tl.load(x + row * (2 * WIDTH) + column, mask=at < count, other=0.0)
     up = tl.load(x + row * (2 * WIDTH) + WIDTH + column, mask=at < count, other=0.0)
-    tl.store(y + at, (silu(gate) * up).to(y.dtype.element_ty), mask=at < count)
+    opening = gelu(gate) if GELU else silu(gate)
+    tl.store(y + at, (opening * up).to(y.dtype.element_ty), mask=at < count)
 
 
 def _map(function: str, x: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
@@ -75,11 +80,20 @@ def relu_square(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def swiglu(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`ostinato::swiglu`: see `ostinato.kernels.rows`."""
+    return _gated(x, dtype, gelu=False)
+
+
+def geglu(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`ostinato::geglu`: see `ostinato.kernels.rows`."""
+    return _gated(x, dtype, gelu=True)
+
+
+def _gated(x: Tensor, dtype: torch.dtype, *, gelu: bool) -> Tensor:
     x, width = x.contiguous(), x.shape[-1] // 2
     y = torch.empty((*x.shape[:-1], width), dtype=dtype, device=x.device)
     if y.numel():
-        launch = _launch(WIDTH=width)
-        swiglu_kernel[(triton.cdiv(y.numel(), BLOCK),)](x, y, y.numel(), **launch.arguments())
+        launch = _launch(GELU=gelu, WIDTH=width)
+        gated_kernel[(triton.cdiv(y.numel(), BLOCK),)](x, y, y.numel(), **launch.arguments())
     return y
 
 
@@ -88,17 +102,18 @@ def _launch(**constexprs: object) -> Launch:
     return Launch({**constexprs, "BLOCK": BLOCK}, num_warps=4)
 
 
-FUNCTIONS = ("sigmoid", "silu", "tanh", "exp", "softplus")
+FUNCTIONS = ("sigmoid", "silu", "tanh", "exp", "softplus", "sqrt")
 
 
 def compile_cases() -> list[CompileCase]:
-    """Every function; the SwiGLU of gla-340M."""
+    """Every function; the SwiGLU of gla-340M; the GEGLU of recurrentgemma-2b."""
     pointers = {"x": "*fp32", "y": "*bf16"}
-    swiglu_launch = _launch(WIDTH=2816)
+    swiglu_launch, geglu_launch = _launch(GELU=False, WIDTH=2816), _launch(GELU=True, WIDTH=7680)
     return [
         *(_case(function, "fp32") for function in (*FUNCTIONS, "log_sigmoid")),
         _case("relu_square", "bf16"),
-        CompileCase.of("swiglu 2816 bf16", swiglu_kernel, {**pointers, "count": "i32"}, swiglu_launch),
+        CompileCase.of("swiglu 2816 bf16", gated_kernel, {**pointers, "count": "i32"}, swiglu_launch),
+        CompileCase.of("geglu 7680 bf16", gated_kernel, {**pointers, "count": "i32"}, geglu_launch),
     ]
 
 

@@ -29,13 +29,14 @@ def published() -> dict[str, tuple[dict[str, Any], Draw]]:
     from tests.models import public_configs as configs
     from tests.models import weights
     from tests.models.checkpoints import fla_rwkv7_names
-    from tests.models.random_checkpoints import resolved_gla
+    from tests.models.fla_weights import fla_tensors
+    from tests.models.random_fla import resolved_fla
 
     return {
         "mamba-130m": (configs.MAMBA_130M, weights.mamba_tensors),
         "mamba2-370m": (configs.MAMBA2_370M, weights.mamba2_tensors),
         "rwkv7-0.4b": (configs.RWKV7_04B, lambda config, seed: fla_rwkv7_names(weights.rwkv7_tensors(config, seed))),
-        "gla-340m": (configs.GLA_340M, lambda config, seed: weights.gla_tensors(resolved_gla(config), seed)),
+        "gla-340m": (configs.GLA_340M, lambda config, seed: fla_tensors(resolved_fla(config), seed)),
     }
 
 

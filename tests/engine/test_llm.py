@@ -20,7 +20,10 @@ def small(name: str, **options: object) -> LLM:
     return LLM(str(GOLDENS / name), **{"dtype": "float32", "max_batch": 4, "max_step_tokens": 16} | options)
 
 
-@pytest.mark.parametrize("name", ["mamba_hf", "mamba_orig", "mamba2_hf", "mamba2_orig", "rwkv7_fla", "gla"])
+@pytest.mark.parametrize(
+    "name",
+    ["mamba_hf", "mamba_orig", "mamba2_hf", "mamba2_orig", "rwkv4_hf", "rwkv5_hf", "rwkv6_hf", "rwkv7_fla", "gla"],
+)
 def test_greedy_tokens_are_the_goldens_in_a_crowded_batch(name: str) -> None:
     """Six sequences on four slots with a budget of 16 tokens: prompts are chunked, decoding goes on beside them."""
     golden = load_file(GOLDENS / name / "golden.safetensors")

@@ -184,6 +184,12 @@ GOLDEN_EOS = {
     "mamba_orig": set(),
     "mamba2_codestral_like": {2},
     "mamba2_hf": {0},
+    "rwkv4_hf": {0},
+    "rwkv5_hf": {0},
+    "rwkv5_pth": {0},
+    "rwkv6_fla": {0},
+    "rwkv6_hf": {0},
+    "rwkv6_pth": {0},
     "rwkv7_fla": {0},
     "rwkv7_pth": {0},
 }

@@ -18,7 +18,7 @@ from ostinato.engine.tokenizer_config import TokenizerConfig
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 BYTE_LEVEL = ("gla", "mamba_hf")
-WORLD = ("rwkv7_fla", "rwkv7_pth")
+WORLD = ("rwkv5_hf", "rwkv5_pth", "rwkv6_hf", "rwkv6_pth", "rwkv7_fla", "rwkv7_pth")
 WORLD_VOCABULARY = Path(next(iter(rwkv.__path__))) / "rwkv_vocab_v20230424.txt"
 SENTENCEPIECE = ("llama", "gemma", "metaspace", "metaspace-never")
 

@@ -84,6 +84,15 @@ def test_limits_and_nan(name: str, x: list[float], expected: list[float]) -> Non
     assert torch.equal(found.nan_to_num(7.0, INF, -INF), torch.tensor(expected).nan_to_num(7.0, INF, -INF))
 
 
+def test_sqrt_is_rounded_correctly_and_zero_below_zero() -> None:
+    x = torch.cat([every_bf16().abs(), uniform(torch.Generator().manual_seed(0), 100_003, high=1e6).abs()])
+    assert same_bits(rows.sqrt(x), x.double().sqrt().float())
+    assert same_bits(rows.sqrt(x.flip(0)[1:]), x.double().sqrt().float().flip(0)[1:])
+    found = rows.sqrt(torch.tensor([-INF, -1e30, -1e-30, 0.0, 4.0, INF, NAN]))
+    assert found[:6].tolist() == [0.0, 0.0, 0.0, 0.0, 2.0, INF]
+    assert found[6].isnan()
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_an_element_does_not_depend_on_its_position_or_thread(name: str) -> None:
     function = FUNCTIONS[name][0]

@@ -28,6 +28,23 @@ def test_swiglu_equals_torch(width: int, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", WIDTHS)
+def test_geglu_equals_torch(width: int, dtype: torch.dtype) -> None:
+    x = uniform(torch.Generator().manual_seed(width), 5, 3, 2 * width, low=-9.0, high=9.0)
+    gate, up = x.double().chunk(2, dim=-1)
+    for found in (rows.geglu(x, dtype), rows.geglu_ref(x, dtype)):
+        assert (found.dtype, found.shape) == (dtype, (5, 3, width))
+        assert relative_error(found, F.gelu(gate, approximate="tanh") * up) <= ROUNDING[dtype]
+
+
+def test_geglu_at_the_ends() -> None:
+    gate = torch.tensor([-1e30, -1e4, -100.0, 0.0, 100.0, 1e30, torch.inf, torch.nan])
+    found = rows.geglu(torch.stack([gate, torch.full_like(gate, 2.0)], -1), torch.float32).squeeze(-1)
+    assert found[:7].tolist() == [0.0, 0.0, 0.0, 0.0, 200.0, 2 * float(gate[5]), torch.inf]
+    assert found[7].isnan()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", WIDTHS)
 def test_relu_square_equals_torch(width: int, dtype: torch.dtype) -> None:
     x = uniform(torch.Generator().manual_seed(width), 7, width, low=-9.0, high=9.0)
     x[0] = -0.0
@@ -97,6 +114,7 @@ def _row_operators(width: int) -> dict[str, Callable[[Tensor], Tensor]]:
         "gated_first": lambda x: rows.rms_norm(x, weight, 1e-5, gate=x + 1, gate_first=True),
         "layer_norm": lambda x: rows.layer_norm(x, weight, bias, 1e-5),
         "swiglu": lambda x: rows.swiglu(torch.cat([x, x + 1], dim=-1), torch.float32),
+        "geglu": lambda x: rows.geglu(torch.cat([x, x + 1], dim=-1), torch.float32),
         "relu_square": lambda x: rows.relu_square(x, torch.float16),
     }
 
@@ -116,6 +134,8 @@ def test_references_have_gradients() -> None:
     x, weight, gate = (uniform(generator, *shape).double().requires_grad_() for shape in ((3, 6), (6,), (3, 6)))
     double = torch.float64
     assert torch.autograd.gradcheck(lambda x: rows.swiglu_ref(x, double), (x,))
+    assert torch.autograd.gradcheck(lambda x: rows.geglu_ref(x, double), (x,))
+    assert torch.autograd.gradcheck(lambda x: rows.sqrt_ref(x.square() + 1), (x,))
     assert torch.autograd.gradcheck(lambda x: rows.relu_square_ref(x, double), (x,))
     assert torch.autograd.gradcheck(lambda x: rows.log_sigmoid_ref(x, 0.25), (x,))
     assert torch.autograd.gradcheck(lambda x, w, b: rows.layer_norm_ref(x, w, b, 1e-5, double), (x, weight, weight))
@@ -139,6 +159,8 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         rows.layer_norm(x, ones, torch.ones(5), 1e-5)
     with pytest.raises(ValueError, match="rows of two halves"):
         rows.swiglu(torch.ones(2, 3), torch.float32)
+    with pytest.raises(ValueError, match="rows of two halves"):
+        rows.geglu(torch.ones(2, 3), torch.float32)
     for call in (
         lambda: rows.rms_norm(x.bfloat16(), ones, 1e-5),
         lambda: rows.rms_norm(x, ones.double(), 1e-5),

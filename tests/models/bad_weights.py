@@ -108,28 +108,26 @@ PTH_CASES = [
     *(
         unsupported(name, build, rf"{PTH}.*{message}", "rwkv7_pth")
         for name, build, message in [
-            ("pth_rwkv4", other_rwkv(time_decay=VECTOR), r"RWKV-4 as \.pth file is not served"),
-            ("pth_rwkv5", other_rwkv(time_decay=VECTOR, **NORM), r"RWKV-5 as \.pth file is not served"),
+            ("pth_rwkv5_0", other_rwkv(time_decay=VECTOR, **NORM), r"RWKV-5\.0 as \.pth file is not served"),
             (
                 "pth_rwkv5_1",
                 other_rwkv(time_decay=COLUMN, gate__weight=TENSOR, **NORM),
                 r"RWKV-5\.1 as \.pth file is not served",
             ),
             (
-                "pth_rwkv5_2",
-                other_rwkv(time_decay=TENSOR, gate__weight=TENSOR, **NORM),
-                r"RWKV-5\.2 as \.pth file is not served",
-            ),
-            ("pth_rwkv6", other_rwkv(time_maa_x=VECTOR, **NORM), r"RWKV-6 as \.pth file is not served"),
-            (
                 "pth_deep_embed",
                 bad.saved(PTH, lambda t: {**t, "blocks.0.ffn.s_emb.weight": TENSOR}),
-                r"RWKV-7 with DeepEmbed \('ffn\.s_emb'\)",
+                r"RWKV-7a or RWKV-7b, with DeepEmbed \('ffn\.s_emb'\)",
             ),
             (
                 "pth_time_state",
                 bad.saved(PTH, lambda t: {"blocks.0.att.time_state": TENSOR}),
                 "tuned initial state",
+            ),
+            (
+                "pth_time_state_in_a_model",
+                bad.saved(PTH, lambda t: {**t, "blocks.0.att.time_state": TENSOR}),
+                r"initial state \('blocks\.0\.att\.time_state'\) beside the model; save",
             ),
             ("pth_of_another_model", renamed("blocks", "transformer"), "is no RWKV model"),
         ]

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from tests.models import checkpoints, weights
 from tests.models.checkpoints import RandomCheckpoint
+from tests.models.fla_weights import fla_tensors
 from tests.models.public_configs import GLA_340M, MAMBA_130M
-from tests.models.random_checkpoints import Writer, resolved_gla
+from tests.models.random_checkpoints import Writer
+from tests.models.random_fla import resolved_fla
 
 
 def mamba_130m(seed: int, folder: Path) -> RandomCheckpoint:
@@ -72,7 +74,7 @@ def rwkv7_01b(seed: int, folder: Path) -> RandomCheckpoint:
 def gla_340m(seed: int, folder: Path) -> RandomCheckpoint:
     """The shapes of fla-hub's gla-340M, in bf16."""
     config = GLA_340M
-    checkpoints.write_folder(folder, config, weights.gla_tensors(resolved_gla(config), seed), "bfloat16", "safetensors")
+    checkpoints.write_folder(folder, config, fla_tensors(resolved_fla(config), seed), "bfloat16", "safetensors")
     return RandomCheckpoint(folder, ("fla_naive",), config["vocab_size"], "gla-340M")
 
 

@@ -10,48 +10,13 @@ from typing import Any
 
 from tests.models import checkpoints, weights
 from tests.models.checkpoints import RandomCheckpoint
-from tests.models.random_mamba import mamba2_fla, mamba2_hf, mamba2_orig, mamba_hf, mamba_orig
+from tests.models.random_fla import delta_net, gated_deltanet, gla, hgrn, hgrn2, kda, retnet
+from tests.models.random_hybrids import gla_window, recurrent_gemma, samba
+from tests.models.random_mamba import falcon_mamba, mamba2_fla, mamba2_hf, mamba2_orig, mamba_hf, mamba_orig
+from tests.models.random_rwkv import rwkv4_hf, rwkv4_pth, rwkv5_hf, rwkv5_pth, rwkv6_fla, rwkv6_hf, rwkv6_pth
+from tests.models.random_xlstm import xlstm
 
 Config = dict[str, Any]
-
-
-def gla(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
-    """fla's layout. `fixed`: entries of the config that are not drawn."""
-    draw = random.Random(seed)
-    heads = draw.randint(1, 4)
-    config = {
-        "architectures": ["GLAForCausalLM"],
-        "model_type": "gla",
-        "vocab_size": draw.randrange(400, 2000),
-        "hidden_size": 4 * heads * draw.randint(3, 8),
-        "num_hidden_layers": draw.randint(1, 3),
-        "num_heads": heads,
-        "num_kv_heads": draw.choice((None, None, 1, heads)),
-        "expand_k": draw.choice((0.5, 0.5, 1, 0.25)),
-        "expand_v": draw.choice((1, 1, 2, 0.5)),
-        "hidden_ratio": draw.choice((4, 2)),
-        "intermediate_size": draw.choice((None, 40, 72)),
-        "norm_eps": draw.choice((1e-6, 1e-5, 1e-3)),
-        "clamp_min": draw.choice((None, -1.0)),
-        "fuse_norm": draw.random() < 0.5,
-        "tie_word_embeddings": draw.random() < 0.3,
-        "hidden_act": "swish",
-        "use_output_gate": draw.random() < 0.8,
-        "use_short_conv": False,
-        "feature_map": None,
-        "elementwise_affine": True,
-        **fixed,
-    }
-    tensors = weights.gla_tensors(resolved_gla(config), seed)
-    dtype = draw.choice(("float32", "bfloat16"))
-    container = draw.choice(("safetensors", "sharded"))
-    checkpoints.write_folder(folder, config, tensors, dtype, container)
-    return RandomCheckpoint(folder, ("fla_models", "fla_naive"), config["vocab_size"], f"{dtype} {container} {config}")
-
-
-def resolved_gla(config: Config) -> Config:
-    third = int(config["hidden_size"] * config["hidden_ratio"] * 2 / 3)
-    return {**config, "intermediate_size": config["intermediate_size"] or 256 * math.ceil(third / 256)}
 
 
 def rwkv7_fla(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
@@ -125,6 +90,24 @@ TINY: dict[str, Writer] = {
     "mamba2_orig": mamba2_orig,
     "mamba2_fla": mamba2_fla,
     "gla": gla,
+    "gla_window": gla_window,
+    "recurrent_gemma": recurrent_gemma,
+    "retnet": retnet,
+    "hgrn": hgrn,
+    "hgrn2": hgrn2,
+    "delta_net": delta_net,
+    "gated_deltanet": gated_deltanet,
+    "kda": kda,
+    "rwkv4_hf": rwkv4_hf,
+    "rwkv4_pth": rwkv4_pth,
+    "rwkv5_hf": rwkv5_hf,
+    "rwkv5_pth": rwkv5_pth,
+    "rwkv6_fla": rwkv6_fla,
+    "rwkv6_hf": rwkv6_hf,
+    "rwkv6_pth": rwkv6_pth,
     "rwkv7_fla": rwkv7_fla,
     "rwkv7_pth": rwkv7_pth,
+    "samba": samba,
+    "falcon_mamba": falcon_mamba,
+    "xlstm": xlstm,
 }

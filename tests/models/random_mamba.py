@@ -1,4 +1,4 @@
-"""Checkpoints of random tiny configurations: Mamba and Mamba-2, two layouts of each."""
+"""Checkpoints of random tiny configurations: Mamba, Falcon-Mamba and Mamba-2, in their layouts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,21 @@ Config = dict[str, Any]
 def mamba_hf(seed: int, folder: Path) -> RandomCheckpoint:
     """transformers' layout."""
     draw = random.Random(seed)
+    return _write_mamba_hf(_mamba_hf_config(draw), seed, folder, draw)
+
+
+def falcon_mamba(seed: int, folder: Path) -> RandomCheckpoint:
+    """transformers' layout, where `expand` says nothing in the published files."""
+    draw = random.Random(seed)
+    config = {**_mamba_hf_config(draw), "architectures": ["FalconMambaForCausalLM"], "model_type": "falcon_mamba"}
+    if "intermediate_size" in config:
+        config["expand"] = draw.choice((2, 16))
+    if draw.random() < 0.6:  # missing in some published files
+        config["mixer_rms_eps"] = draw.choice((1e-5, 1e-6, 1e-3))
+    return _write_mamba_hf(config, seed, folder, draw)
+
+
+def _mamba_hf_config(draw: random.Random) -> Config:
     hidden = draw.randrange(20, 97)
     expand = draw.choice((1, 2, 2, 3))
     config = {
@@ -37,7 +52,7 @@ def mamba_hf(seed: int, folder: Path) -> RandomCheckpoint:
     }
     if draw.random() < 0.5:  # wins over `expand`
         config["intermediate_size"] = draw.choice((expand * hidden, hidden + 13))
-    return _write_mamba_hf(config, seed, folder, draw)
+    return config
 
 
 def _write_mamba_hf(config: Config, seed: int, folder: Path, draw: random.Random) -> RandomCheckpoint:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -14,14 +14,16 @@ SLOT = 1  # neither the first nor the last
 
 
 class Reader:
-    """One sequence that a model reads, from an empty state on."""
+    """One sequence that a model reads, from an empty state on, or from `state`: by name, [layers, *shape] each."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, state: Mapping[str, torch.Tensor] | None = None) -> None:
         self._model = model
         self._pool = {
             each.name: torch.zeros((each.layers, SLOTS, *each.shape), dtype=each.dtype)
             for each in model.state_spec.tensors
         }
+        for name, tensor in (state or {}).items():
+            self._pool[name][:, SLOT] = tensor
 
     def read(self, ids: Sequence[int]) -> torch.Tensor:
         """The fp32 logits [len(ids), rows] after each of the next tokens."""

@@ -13,7 +13,7 @@ from ostinato.models.architecture import describe_architecture, detect_folder, d
     ("shapes", "version"),
     [
         ({"time_decay": (8,), "time_first": (8,)}, "4"),
-        ({"time_decay": (8,), "ln_x.weight": (8,)}, "5"),
+        ({"time_decay": (8,), "ln_x.weight": (8,)}, "5.0"),
         ({"time_decay": (2, 1), "ln_x.weight": (8,), "gate.weight": (8, 8)}, "5.1"),
         ({"time_decay": (2, 64), "ln_x.weight": (8,), "gate.weight": (8, 8)}, "5.2"),
         ({"time_maa_x": (1, 1, 8), "ln_x.weight": (8,), "gate.weight": (8, 8)}, "6"),

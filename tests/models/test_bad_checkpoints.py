@@ -15,11 +15,13 @@ from ostinato.models.errors import CheckpointError
 from ostinato.models.registry import load_model
 from tests.models import bad_files as bad
 from tests.models.bad_cases import BIN, FOLDER_CASES, PTH, BadCase
-from tests.models.bad_tensors import LOADING_CASES
+from tests.models.bad_rwkv import RWKV_CASES
+from tests.models.bad_tensors import LOADING_CASES as COMMON_LOADING_CASES
 from tests.models.bad_weights import WEIGHT_CASES
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 OPENING_CASES = [*FOLDER_CASES, *WEIGHT_CASES]
+LOADING_CASES = [*COMMON_LOADING_CASES, *RWKV_CASES]
 
 
 def writable_golden(name: str, parent: Path) -> Path:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.errors import CheckpointError, UnsupportedModelError
+from ostinato.models.outline import read_outline
 from tests.models.fake_hub import FakeHub
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
@@ -72,6 +74,12 @@ def test_fetches_what_is_needed_once(hub: FakeHub) -> None:
     assert sorted(hub.fetched) == sorted([*configs, "model.safetensors"])
     assert_is_golden("some/model")
     assert len(hub.fetched) == len(configs) + 1, "the second time, the cache answers"
+
+
+def test_an_outline_needs_no_weights(hub: FakeHub) -> None:
+    assert read_outline("some/model").state_spec == read_outline(GOLDENS / "mamba_hf", torch.float32).state_spec
+    assert "config.json" in hub.fetched
+    assert "model.safetensors" not in hub.fetched
 
 
 def test_tokenizer_files_lie_in_the_folder(hub: FakeHub) -> None:

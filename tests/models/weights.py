@@ -70,14 +70,14 @@ def _state_space_model(
 def _mamba_block(draw: Draw, config: Mapping[str, Any]) -> Tensors:
     d, inner, state = config["hidden_size"], config["intermediate_size"], config["state_size"]
     rank, width = config["time_step_rank"], config["conv_kernel"]
-    step_bias = _step_bias(draw, inner)
+    biases = step_bias(draw, inner)
     block = {
         "norm.weight": draw.norm(d),
         "mixer.in_proj.weight": draw.matrix(2 * inner, d),
         "mixer.conv1d.weight": draw.normal(inner, 1, width, std=width**-0.5),
         "mixer.x_proj.weight": draw.matrix(rank + 2 * state, inner),
         "mixer.dt_proj.weight": draw.matrix(inner, rank, 0.7),
-        "mixer.dt_proj.bias": step_bias,
+        "mixer.dt_proj.bias": biases,
         "mixer.A_log": draw.uniform(math.log(0.3), math.log(16.0), inner, state),
         "mixer.D": draw.norm(inner),
         "mixer.out_proj.weight": draw.matrix(d, inner, 1.5),
@@ -90,7 +90,7 @@ def _mamba_block(draw: Draw, config: Mapping[str, Any]) -> Tensors:
     return block
 
 
-def _step_bias(draw: Draw, size: int) -> torch.Tensor:
+def step_bias(draw: Draw, size: int) -> torch.Tensor:
     """Whose softplus is 1e-3 to 1."""
     return torch.log(torch.expm1(torch.exp(draw.uniform(math.log(1e-3), 0.0, size))))
 
@@ -103,7 +103,7 @@ def _mamba2_block(draw: Draw, config: Mapping[str, Any]) -> Tensors:
         "norm.weight": draw.norm(d),
         "mixer.in_proj.weight": draw.matrix(inner + channels + heads, d),
         "mixer.conv1d.weight": draw.normal(channels, 1, width, std=width**-0.5),
-        "mixer.dt_bias": _step_bias(draw, heads),
+        "mixer.dt_bias": step_bias(draw, heads),
         "mixer.A_log": draw.uniform(math.log(0.3), math.log(16.0), heads),
         "mixer.D": draw.norm(heads),
         "mixer.norm.weight": draw.norm(inner),
@@ -114,52 +114,6 @@ def _mamba2_block(draw: Draw, config: Mapping[str, Any]) -> Tensors:
     if config["use_bias"]:
         block["mixer.in_proj.bias"] = draw.normal(inner + channels + heads, std=0.3)
         block["mixer.out_proj.bias"] = draw.normal(d, std=0.3)
-    return block
-
-
-def gla_tensors(config: Mapping[str, Any], seed: int) -> Tensors:
-    """fla's names. `config`: fla's keys, `intermediate_size` resolved."""
-    draw = Draw(seed)
-    d, rows, inner = config["hidden_size"], config["vocab_size"], config["intermediate_size"]
-    tensors = {"model.embeddings.weight": draw.matrix(rows, d, LOGIT_STD)}
-    for layer in range(config["num_hidden_layers"]):
-        block = {
-            "attn_norm.weight": draw.norm(d),
-            **_gla_attention(draw, config),
-            "mlp_norm.weight": draw.norm(d),
-            "mlp.gate_proj.weight": draw.matrix(inner, d),
-            "mlp.up_proj.weight": draw.matrix(inner, d),
-            "mlp.down_proj.weight": draw.matrix(d, inner),
-        }
-        tensors.update({f"model.layers.{layer}.{name}": tensor for name, tensor in block.items()})
-    tensors["model.norm.weight"] = draw.last_norm(d, config["tie_word_embeddings"])
-    if not config["tie_word_embeddings"]:
-        tensors["lm_head.weight"] = draw.matrix(rows, d, LOGIT_STD)
-    return tensors
-
-
-def _gla_attention(draw: Draw, config: Mapping[str, Any]) -> Tensors:
-    d, heads = config["hidden_size"], config["num_heads"]
-    keys, values = round(d * config["expand_k"]), round(d * config["expand_v"])
-    kv_heads = config["num_kv_heads"] or heads
-    shared_keys, shared_values = keys * kv_heads // heads, values * kv_heads // heads
-    q = draw.matrix(keys, d)
-    # Queries and keys resemble each other, as in trained models. Were they independent, then q k would be almost zero
-    # now and then at the first token, and the norm of the output would make rounding errors a thousand times larger.
-    shared_q = q.view(kv_heads, -1, keys // heads, d)[:, 0].reshape(shared_keys, d)
-    block = {
-        "attn.q_proj.weight": q,
-        "attn.k_proj.weight": 0.6 * shared_q + draw.matrix(shared_keys, d, 0.8),
-        "attn.v_proj.weight": draw.matrix(shared_values, d),
-        "attn.gk_proj.0.weight": draw.matrix(16, d),
-        "attn.gk_proj.1.weight": draw.matrix(shared_keys, 16, 8.0),
-        "attn.gk_proj.1.bias": draw.uniform(-60.0, 6.0, shared_keys),  # over 16: decays of e^-3.75 to nearly 1
-        "attn.o_proj.weight": draw.matrix(d, values),
-    }
-    if config["use_output_gate"]:
-        block["attn.g_proj.weight"] = draw.matrix(values, d)
-    fused = config["fuse_norm"] and config["use_output_gate"]
-    block[f"attn.{'g_norm_swish_gate' if fused else 'g_norm'}.weight"] = draw.norm(values // heads)
     return block
 
 

@@ -1,4 +1,7 @@
-"""GLA, Mamba-2 and RWKV-7 by flash-linear-attention's own models, Triton kernels in Triton's interpreter, fp32."""
+"""flash-linear-attention's own models, Triton kernels in Triton's interpreter, fp32.
+
+Their attention layers call the `flash_attn` package, which needs a GPU: PyTorch's attention stands in for it.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,10 @@ import torch
 os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
 import triton.runtime.autotuner
+
+from tests.oracles import flash_attention
+
+flash_attention.install()
 
 
 def seconds(
@@ -25,29 +32,29 @@ def seconds(
 
 triton.runtime.autotuner.Autotuner._bench = seconds
 
-from fla.models import GLAForCausalLM, Mamba2ForCausalLM, RWKV7ForCausalLM  # noqa: E402  (after the two switches)
+import fla.models  # noqa: E402  (after the two switches)
 from fla.models.utils import Cache  # noqa: E402
 
 from tests.oracles.worker import Forward, serve  # noqa: E402
 
-CLASSES = {
-    "GLAForCausalLM": GLAForCausalLM,
-    "Mamba2ForCausalLM": Mamba2ForCausalLM,
-    "RWKV7ForCausalLM": RWKV7ForCausalLM,
-}
 # From 64 tokens on, the models choose chunked kernels, which the interpreter cannot run.
 MAX_TOKENS = 48
 
 
-def load(folder: Path) -> Forward:
+def read_model(folder: Path, **options: object) -> torch.nn.Module:
+    """`options`: of its config, in place of those on disk."""
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
-    model, info = CLASSES[architecture].from_pretrained(
-        folder, dtype=torch.float32, fuse_cross_entropy=False, output_loading_info=True
+    model, info = getattr(fla.models, architecture).from_pretrained(
+        folder, dtype=torch.float32, fuse_cross_entropy=False, output_loading_info=True, **options
     )
     problems = {name: found for name, found in info.items() if found}
     assert not problems, f"fla did not load all of it: {problems}"
-    model.eval()
-    if architecture == "Mamba2ForCausalLM":  # plain torch, which reads any length, but continues with one token only
+    return model.eval()
+
+
+def load(folder: Path) -> Forward:
+    model = read_model(folder)
+    if isinstance(model, fla.models.Mamba2ForCausalLM):  # plain torch, of any length, but continues with one token only
         return lambda ids: model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
 
     def forward(ids: list[int]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Mamba by transformers' `MambaForCausalLM`, its plain torch path, fp32, both layouts."""
+"""Mamba (both layouts) and Falcon-Mamba by transformers' own models, their plain torch path, fp32."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from transformers.models.falcon_mamba import FalconMambaForCausalLM
 from transformers.models.mamba import MambaConfig, MambaForCausalLM
 
 from tests.oracles.worker import Forward, serve
@@ -23,12 +24,17 @@ SSM_KEYS = {
 
 def load(folder: Path) -> Forward:
     config = json.loads((folder / "config.json").read_text())
-    model = from_original(folder, config) if "d_model" in config and "architectures" not in config else from_hf(folder)
+    model = (
+        from_original(folder, config)
+        if "d_model" in config and "architectures" not in config
+        else from_hf(folder, config)
+    )
     return lambda ids: model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
 
 
-def from_hf(folder: Path) -> MambaForCausalLM:
-    model, info = MambaForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+def from_hf(folder: Path, config: dict[str, object]) -> MambaForCausalLM | FalconMambaForCausalLM:
+    family = FalconMambaForCausalLM if config["architectures"] == ["FalconMambaForCausalLM"] else MambaForCausalLM
+    model, info = family.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     problems = {name: found for name, found in info.items() if found}
     assert not problems, f"transformers did not load all of it: {problems}"
     return model.eval()

@@ -72,7 +72,7 @@ async def test_the_whole_answer_of_a_small_request(client: httpx.AsyncClient, to
             "prompt_tokens": read,
             "completion_tokens": 3,
             "total_tokens": read + 3,
-            "prompt_tokens_details": {"cached_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": 0, "cache_reason": "off"},
         },
     }
 

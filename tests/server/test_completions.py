@@ -47,7 +47,7 @@ async def test_the_whole_answer_of_a_small_request(client: httpx.AsyncClient) ->
             "prompt_tokens": 6,
             "completion_tokens": 3,
             "total_tokens": 9,
-            "prompt_tokens_details": {"cached_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": 0, "cache_reason": "off"},
         },
     }
 
@@ -222,7 +222,7 @@ async def test_the_answer_is_compact_json_and_unescaped_utf8() -> None:
 
 
 async def test_text_that_the_vocabulary_cannot_express_names_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(text: str, *, add_special_tokens: bool) -> list[int]:
+    def refuse(text: str, *, add_special_tokens: bool, continues: bool) -> list[int]:
         raise RequestError(f"no token for {text!r}")
 
     service = text_service()

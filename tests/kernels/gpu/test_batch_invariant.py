@@ -41,6 +41,7 @@ ROW_OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "log_sigmoid": lambda x: pointwise.log_sigmoid(x, 0.5),
     "relu_square": lambda x: pointwise.relu_square(x, torch.float16),
     "swiglu": lambda x: pointwise.swiglu(x, torch.bfloat16),
+    "geglu": lambda x: pointwise.geglu(x, torch.bfloat16),
     "rms_norm": lambda x: rows.rms_norm(x, WEIGHT, 1e-5, torch.float32, None, False),
     "rms_norm, gated": _gated,
     "layer_norm": lambda x: rows.layer_norm(x, WEIGHT, BIAS, 1e-5, torch.float32),

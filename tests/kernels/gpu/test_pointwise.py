@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ostinato.kernels.gpu import OPERATORS
-from ostinato.kernels.gpu.pointwise import log_sigmoid, relu_square, swiglu
+from ostinato.kernels.gpu.pointwise import geglu, log_sigmoid, relu_square, swiglu
 from tests.kernels.random_batches import relative_error, uniform
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -17,6 +17,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "exp": torch.exp,
     "softplus": F.softplus,
+    "sqrt": lambda x: F.relu(x).sqrt(),
 }
 ROUNDED = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
@@ -56,6 +57,16 @@ def test_swiglu_equals_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None
     found = swiglu(torch.cat([gate, up], -1), dtype)
     assert found.dtype == dtype
     assert relative_error(found, F.silu(gate.double()) * up.double()) <= ROUNDED[dtype]
+
+
+@pytest.mark.parametrize("dtype", ROUNDED)
+@pytest.mark.parametrize("shape", [(1, 1), (5, 37), (2, 3, 300)])
+def test_geglu_equals_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(2)
+    gate, up = uniform(generator, *shape, low=-20.0, high=20.0), uniform(generator, *shape)
+    found = geglu(torch.cat([gate, up], -1), dtype)
+    assert found.dtype == dtype
+    assert relative_error(found, F.gelu(gate.double(), approximate="tanh") * up.double()) <= ROUNDED[dtype]
 
 
 def test_no_elements_give_no_elements() -> None:

@@ -1,0 +1,144 @@
+"""Samba (Ren et al. 2024): layers of Mamba and of sliding-window attention, in the flash-linear-attention layout."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ostinato.kernels.packed import Packed
+from ostinato.models.base import StateSpec, StateTensor, StateTensors
+from ostinato.models.checkpoint import Checkpoint
+from ostinato.models.config import ConfigReader
+from ostinato.models.fla import mlp_size
+from ostinato.models.fla_mixers import WindowLayers, read_attention, read_window_layers
+from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
+from ostinato.models.mamba import MambaConfig, MambaMixer, read_mixer
+from ostinato.models.window import Places, Rotary, WindowAttention, WindowSizes, advance
+
+# What attends where the config does not say: every other layer of a model of 18.
+DEFAULT_WINDOW = WindowLayers(tuple(range(1, 18, 2)), WindowSizes(18, 18, 128, 2048), rope=10000.0, bias=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SambaConfig:
+    """mamba: of the layers that do not attend, and of the model around all of them. mlp: in elements."""
+
+    mamba: MambaConfig
+    window: WindowLayers
+    mlp: int
+
+    def state(self, dtype: torch.dtype) -> StateSpec:
+        """See `Samba`. dtype: of the computation."""
+        c, attending = self.mamba, len(self.window.layers)
+        recurrent = c.layers - attending
+        tensors = self.window.sizes.state(attending, dtype)
+        if recurrent:
+            tensors += (
+                StateTensor("ssm", recurrent, (c.inner, c.state), torch.float32),
+                StateTensor("conv", recurrent, (c.conv_width - 1, c.inner), dtype),
+            )
+        return StateSpec(tensors)
+
+
+def read_config(checkpoint: Checkpoint) -> SambaConfig:
+    """fla's SambaConfig, whose `intermediate_size` is overruled by `expand`, and has nothing to do with the MLP.
+
+    Raises CheckpointError, UnsupportedModelError: as ConfigReader and `read_window_layers`.
+    """
+    config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
+    config.only("hidden_act", "swish", "silu")
+    config.only("attnres_block_size", None)
+    hidden, layers = config.integer("hidden_size", 2304), config.integer("num_hidden_layers", 18)
+    rank = checkpoint.config.get("time_step_rank", "auto")
+    vocab_size = config.integer("vocab_size", 32000)
+    mamba = MambaConfig(
+        layers=layers,
+        hidden=hidden,
+        inner=config.fraction_of(hidden, "expand", 2),
+        state=config.integer("state_size", 16),
+        conv_width=config.integer("conv_kernel", 4),
+        dt_rank=math.ceil(hidden / 16) if rank == "auto" else config.integer("time_step_rank"),
+        vocab_size=vocab_size,
+        vocab_rows=vocab_size,
+        norm_eps=config.positive("norm_eps", 1e-5),
+        projection_bias=config.flag("use_bias", False),
+        conv_bias=True,  # always: fla's Samba does not pass `use_conv_bias` on
+        tied=config.flag("tie_word_embeddings", False),
+        embedding_name="backbone.embeddings.weight",
+    )
+    window = read_window_layers(config, layers, hidden)
+    return SambaConfig(mamba, window or DEFAULT_WINDOW, mlp_size(config, hidden))
+
+
+@dataclass(frozen=True, slots=True)
+class SambaLayer:
+    """A mixer and an MLP, each behind a norm and with a residual connection. index: among the layers of its kind."""
+
+    index: int
+    mixer_norm: RMSNorm
+    mixer: MambaMixer | WindowAttention
+    mlp_norm: RMSNorm
+    mlp: GatedMLP
+
+    def __call__(self, x: Tensor, batch: Packed, places: Places, pool: StateTensors, dtype: torch.dtype) -> Tensor:
+        """x: [T, hidden] fp32; pool: the model's; dtype: of the norms' outputs. Returns [T, hidden] fp32."""
+        u, i = self.mixer_norm(x, dtype), self.index
+        if isinstance(self.mixer, WindowAttention):
+            x = self.mixer(u, batch, places, pool["window_keys"][i], pool["window_values"][i], x)
+        else:
+            x = self.mixer(u, batch, pool["conv"][i], pool["ssm"][i], x)
+        return self.mlp(self.mlp_norm(x, dtype), x)
+
+
+def _read_layer(read: WeightReader, layer: int, c: SambaConfig) -> SambaLayer:
+    name, hidden = f"backbone.layers.{layer}", c.mamba.hidden
+    attends = layer in c.window.layers
+    before = sum(other < layer for other in c.window.layers)
+    gate_up = [(f"{name}.mlp.{part}_proj.weight", c.mlp) for part in ("gate", "up")]
+    return SambaLayer(
+        index=before if attends else layer - before,
+        mixer_norm=RMSNorm(read.tensor(f"{name}.mixer_norm.weight", hidden), c.mamba.norm_eps),
+        mixer=read_attention(read, hidden, c.window, f"{name}.mixer")
+        if attends
+        else read_mixer(read, f"{name}.mixer", c.mamba),
+        mlp_norm=RMSNorm(read.tensor(f"{name}.mlp_norm.weight", hidden), c.mamba.norm_eps),
+        mlp=GatedMLP(read.joined(gate_up, hidden), read.linear(f"{name}.mlp.down_proj.weight", hidden, c.mlp)),
+    )
+
+
+class Samba:
+    """See `ostinato.models.base.Model`. State: `position`, and per layer `ssm` [inner, state] fp32 and the `conv` tail,
+    or the ring of its window."""
+
+    family = "Samba"
+
+    def __init__(self, checkpoint: Checkpoint, config: SambaConfig, device: torch.device, dtype: torch.dtype) -> None:
+        c, read = config.mamba, WeightReader(checkpoint, device, dtype)
+        self.architecture = checkpoint.architecture
+        self.vocab_size, self.dtype = c.vocab_size, dtype
+        self.state_spec = config.state(dtype)
+        self._rotary = Rotary(config.window.sizes.head, config.window.rope, device)
+        self._embedding = Embedding(read.matrix(c.embedding_name, c.vocab_rows, c.hidden))
+        self._layers = [_read_layer(read, i, config) for i in range(c.layers)]
+        self._norm = RMSNorm(read.tensor("backbone.norm_f.weight", c.hidden), c.norm_eps)
+        self._head = read.head("lm_head.weight", c.vocab_rows, c.hidden, self._embedding, c.tied)
+        self.weight_bytes = read.num_bytes
+        self.matmul_params, self.head_params = read.matmul_params, read.head_params
+
+    def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
+        """See `Model.forward`."""
+        places = advance(pool, batch, tokens.shape[0], self._rotary)
+        x = self._embedding(tokens)
+        for layer in self._layers:
+            x = layer(x, batch, places, pool, self.dtype)
+        return self._norm(x, self.dtype)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Model.logits`."""
+        return self._head(hidden)
+
+
+def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Samba:
+    """The layout of flash-linear-attention's SambaForCausalLM."""
+    return Samba(checkpoint, read_config(checkpoint), device, dtype)

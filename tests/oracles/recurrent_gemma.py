@@ -1,0 +1,24 @@
+"""RecurrentGemma by transformers, fp32, without a cache: what it keeps in its modules is right for one call only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers.models.recurrent_gemma import RecurrentGemmaForCausalLM
+
+from tests.oracles.worker import Forward, serve
+
+
+def load(folder: Path) -> Forward:
+    model, info = RecurrentGemmaForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, attn_implementation="eager"
+    )
+    problems = {name: found for name, found in info.items() if found}
+    assert not problems, f"transformers did not load all of it: {problems}"
+    model.eval()
+    return lambda ids: model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+
+
+if __name__ == "__main__":
+    serve(load)
