@@ -109,8 +109,11 @@ class ResponseWriter:
             type="response.content_part.done", sequence_number=next(number), item_id=self.item_id, part=part
         )
         yield ItemEvent(type="response.output_item.done", sequence_number=next(number), item=self._message([part]))
-        ended = "response.completed" if self._status() == "completed" else "response.incomplete"
-        yield ResponseEvent(type=ended, sequence_number=next(number), response=reply)
+        yield ResponseEvent(
+            type="response.completed" if reply.status == "completed" else "response.incomplete",
+            sequence_number=next(number),
+            response=reply,
+        )
 
     def _status(self) -> Status:
         if self.finish_reason is None:
