@@ -80,7 +80,7 @@ async def check_by_reading_anew(client: openai.AsyncOpenAI, response: Response) 
 
 
 async def test_every_turn_reads_what_is_new_also_after_a_restart(place: str) -> None:
-    previous, known, texts = None, 0, []
+    previous, known = None, 0
     for turn in range(3):
         service = real_service(DEMO)
         with live_server(service, state_store=(place,)) as url:
@@ -96,9 +96,7 @@ async def test_every_turn_reads_what_is_new_also_after_a_restart(place: str) -> 
                 assert usage.total_tokens == usage.input_tokens + usage.output_tokens == state["tokens"]
                 assert response.previous_response_id == previous
                 await check_by_reading_anew(client, response)
-        previous, known, texts = response.id, state["tokens"], [*texts, response.output_text]
-    assert service.tokenizer is not None
-    assert all(texts)
+        previous, known = response.id, state["tokens"]
 
 
 async def test_a_response_of_one_server_goes_on_at_another(tmp_path: Path) -> None:
