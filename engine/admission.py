@@ -14,6 +14,7 @@ from ostinato.engine.keeping import Keep
 from ostinato.engine.types import MAX_SEED, NOT_BEGUN, Reuse, SamplingParams, Sequence
 
 if TYPE_CHECKING:
+    from ostinato.engine.initial_states import InitialState
     from ostinato.engine.snapshots import Snapshot
     from ostinato.engine.tokenizer import Tokenizer
 
@@ -31,6 +32,7 @@ class Continuation:
     keep: Keep | None = None
     scope: str | None = None
     checkpoints: frozenset[int] = frozenset()
+    initial: InitialState | None = None
 
 
 FRESH = Continuation()
@@ -84,6 +86,7 @@ def _sequence(
     tokenizer: Tokenizer | None,
     states: Continuation,
 ) -> Sequence:
+    initial = None if states.initial is None else states.initial.digest
     sequence = Sequence(
         id=name,
         prompt=prompt,
@@ -92,7 +95,9 @@ def _sequence(
         index=index,
         priority=priority,
         text=None if tokenizer is None else TextStream(tokenizer, params.stop, params.include_stop),
-        scope=states.scope,
+        scope=_scope(states.scope, initial),
+        initial=None if states.initial is None else states.initial.state,
+        initial_digest=initial,
         keep=states.keep,
         stops=set(states.checkpoints),
     )
@@ -100,6 +105,11 @@ def _sequence(
         encode = None if tokenizer is None else partial(tokenizer.encode, add_special_tokens=False, continues=True)
         sequence.keep = replace(sequence.keep, parent=states.parent, encode=encode)
     return sequence if states.start is None else _from_snapshot(sequence, states.start)
+
+
+def _scope(scope: str | None, initial: str | None) -> str | None:
+    """The same tokens behind different initial states are different states."""
+    return scope if scope is None or initial is None else f"{scope}/{initial}"
 
 
 def _from_snapshot(sequence: Sequence, start: Snapshot) -> Sequence:
@@ -119,7 +129,8 @@ def _from_snapshot(sequence: Sequence, start: Snapshot) -> Sequence:
         reuse=Reuse.STATE,
         resumed=resumed,
         output_counts=dict(resumed.counts),
-        scope=None if known is None else sequence.scope,
+        scope=None if known is None else _scope(sequence.scope, start.initial),
+        initial_digest=start.initial,
         keep=None if keep is None else replace(keep, before=start.log if known is None else None),
     )
 

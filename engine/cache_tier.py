@@ -1,12 +1,12 @@
-"""A tier before the last one: a cache of contents, without records. Whatever lies there lies in the last tier too."""
+"""The tiers before the last one: caches of contents, without records. What lies there lies in the last tier too."""
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ostinato.engine.blobs import Data
 from ostinato.engine.errors import StateDamagedError, StoreFullError, StoreUnavailableError
-from ostinato.engine.state_content import PackedContent, delete_content, has_content, load_content
+from ostinato.engine.state_content import Compression, PackedContent, delete_content, has_content, load_content, pack
 from ostinato.engine.state_index import choose_victims, list_contents
 from ostinato.engine.state_record import StateRecord
 from ostinato.engine.tier_budget import Budget, Tier, TierUsage
@@ -82,3 +82,41 @@ class CacheTier:
                 delete_content(blobs, victim.digest)
                 del sizes[victim.digest]
         return sizes
+
+
+class Caches:
+    """All caches of a store, the nearest first."""
+
+    def __init__(self, tiers: Sequence[Tier], clock: Callable[[], float]) -> None:
+        self._tiers = [CacheTier(tier, clock) for tier in tiers]
+
+    def load(self, record: StateRecord) -> Data | None:
+        """The verified content, or None if no cache has it."""
+        for tier in self._tiers:
+            content = tier.load(record)
+            if content is not None:
+                return content
+        return None
+
+    def save(self, packed: PackedContent) -> None:
+        for tier in self._tiers:
+            tier.save(packed)
+
+    def fill(self, content: Data, compression: Compression | None) -> None:
+        """Keeps a content that was read from the last tier."""
+        if self._tiers:
+            self.save(pack(content, compression))
+
+    def remove(self, digest: str) -> None:
+        """Raises:
+        StoreUnavailableError: it cannot be removed, and may still be there.
+        """
+        for tier in self._tiers:
+            tier.remove(digest)
+
+    def sweep(self) -> None:
+        for tier in self._tiers:
+            tier.sweep()
+
+    def usage(self) -> list[TierUsage]:
+        return [tier.usage() for tier in self._tiers]

@@ -1,6 +1,7 @@
 """How an engine is set up. One value, complete after construction, never changed later."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ostinato.engine.errors import RequestError
@@ -20,7 +21,9 @@ class EngineConfig:
     leaves PyTorch's choice. batch_invariant: a token has the same bits whatever its batch and its split, which
     costs speed on a GPU; on the CPU it is always so. prefix_cache: bytes of host memory for states that are found
     by their tokens; None takes an eighth of what is free, 0 keeps none. cuda_graphs: whether decode steps are
-    captured as such, on a GPU.
+    captured as such, on a GPU. attention_window: tokens that layers of full attention hold in models that have
+    such; None leaves the model's default. initial_states: files of tuned initial states by name; the one named ""
+    is where every sequence starts.
 
     Raises:
         RequestError: a value is out of range; `field` names it.
@@ -38,6 +41,8 @@ class EngineConfig:
     prefix_cache: int | None = None
     batch_invariant: bool = False
     cuda_graphs: bool = True
+    attention_window: int | None = None
+    initial_states: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.dtype not in get_args(DTypeName):
@@ -48,6 +53,7 @@ class EngineConfig:
             ("max_step_tokens", 2),
             ("max_queue", 0),
             ("prefix_cache", 0),
+            ("attention_window", 1),
             ("threads", 1),
         ):
             value = getattr(self, name)

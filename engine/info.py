@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class ModelInfo:
     """What is served, and what it costs. Sizes in bytes; parameters as in `ostinato.models.base.Model`.
 
-    batch_invariant: a token has the same bits whatever its batch and its split.
+    batch_invariant: a token has the same bits whatever its batch and its split. attention_window: tokens that layers of
+    full attention hold, up to which they are exact; None for models without such layers.
     """
 
     model: str
@@ -22,6 +23,7 @@ class ModelInfo:
     matmul_params: int
     head_params: int
     batch_invariant: bool
+    attention_window: int | None
     eos_token_ids: frozenset[int]
 
 

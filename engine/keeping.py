@@ -87,8 +87,8 @@ class Keeper:
         self._runner = runner
 
     def park(self, sequence: Sequence, slot: int) -> None:
-        """Takes the state out of a slot that the sequence has lost."""
-        sequence.origin = self._runner.save(slot, sequence.num_read)
+        """Takes the state out of a slot that the sequence has lost, into the host's memory."""
+        sequence.origin = self._runner.save(slot, sequence.num_read).on_host()
 
     def begin(self, sequence: Sequence) -> None:
         """Gives a sequence that has got a slot the state it starts from."""
@@ -160,6 +160,8 @@ class Keeper:
                 sequence.stops.add(match.branch)
         elif sequence.origin is None:
             sequence.reuse = Reuse.SCORED if caches else Reuse.OFF
+        if sequence.origin is None and sequence.initial is not None:
+            sequence.origin = sequence.initial
         origin = sequence.origin
         sequence.began = 0 if origin is None else origin.num_read
         self.stats.reuse[sequence.reuse] += 1
@@ -181,7 +183,7 @@ class Keeper:
         if state is None:
             state = self._runner.save(sequence.slot, sequence.num_read, row)
         log = (*sequence.prompt, *sequence.output) if sequence.closing is None else sequence.closing.log
-        self.cache.insert(sequence.scope or "", log[: state.num_read], state)
+        self.cache.insert(sequence.scope or "", log[: state.num_read], state.on_host())
 
 
 def release_followers(leader: Sequence, state: State) -> None:
@@ -221,11 +223,12 @@ def _snapshot(sequence: Sequence, state: State, log: tuple[int, ...], generation
     keep, answers = sequence.keep, generation.tokens > 0  # a prompt has the same state, whatever was to follow it
     assert keep is not None  # nobody else's state is stored
     return Snapshot(
-        state=state,
+        state=state.on_host(),
         log=TokenLog.of(log, keep.before, private=keep.private),
         generation=generation,
         parent=keep.parent,
         params=sequence.params if answers else None,
         seed=sequence.seed if answers and sequence.params.temperature > 0.0 else None,
         open_turn=keep.open_turn,
+        initial=sequence.initial_digest,
     )

@@ -16,9 +16,10 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any
 
-from ostinato.engine.admission import make_sequences
+from ostinato.engine.admission import Continuation, make_sequences
 from ostinato.engine.config import EngineConfig
 from ostinato.engine.errors import StepError, TextNeedsTokenizerError
+from ostinato.engine.initial_states import choose_initial_state
 from ostinato.engine.loading import load_engine
 from ostinato.engine.types import FinishReason, SamplingParams, Sequence, TokenEvent, TokenLogprobs
 from ostinato.models.checkpoint import Progress
@@ -64,6 +65,7 @@ class LLM:
         self.info = loaded.info
         self.tokenizer = loaded.tokenizer
         self._engine = loaded.engine
+        self._states = Continuation(initial=choose_initial_state(loaded.initial_states, None))
 
     def generate(
         self, prompts: Items[str | Items[int]], params: SamplingParams | Items[SamplingParams] | None = None
@@ -100,6 +102,7 @@ class LLM:
             params,
             vocab_size=self.info.vocab_size,
             tokenizer=self.tokenizer,
+            states=self._states,
         )
         return sequence
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ostinato.engine.engine import Engine
 from ostinato.engine.errors import CapacityError, RequestError
 from ostinato.engine.graphs import CUDACapture
 from ostinato.engine.info import ModelInfo
+from ostinato.engine.initial_states import InitialState, read_initial_state
 from ostinato.engine.prefix_cache import PrefixCache
 from ostinato.engine.runner import Runner
 from ostinato.engine.sampler import Sampler
@@ -23,7 +25,7 @@ from ostinato.engine.snapshot_file import SnapshotFormat
 from ostinato.engine.snapshot_header import Fingerprint
 from ostinato.engine.state_pool import StatePool
 from ostinato.engine.tokenizer import Tokenizer, find_tokenizer, load_tokenizer, resolve_eos
-from ostinato.kernels import dispatch
+from ostinato.kernels import dispatch, tape
 from ostinato.models.base import Model
 from ostinato.models.checkpoint import Checkpoint, Progress, open_checkpoint
 from ostinato.models.fingerprint import config_fingerprint, weights_fingerprint
@@ -44,6 +46,7 @@ class LoadedEngine:
     info: ModelInfo
     tokenizer: Tokenizer | None
     snapshots: SnapshotFormat
+    initial_states: Mapping[str, InitialState]
 
 
 def load_engine(config: EngineConfig, progress: Progress | None = None) -> LoadedEngine:
@@ -59,6 +62,7 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
         torch.set_num_threads(config.threads)
     _prepare_kernels(device)
     checkpoint = open_checkpoint(config.model, progress=progress)
+    checkpoint.attention_window = config.attention_window
     try:
         tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else find_tokenizer(checkpoint.folder)
         eos = resolve_eos(checkpoint.config or ORIGINAL_RWKV, checkpoint.generation_config, tokenizer)
@@ -69,6 +73,8 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
         checkpoint.release()
         raise
     model = load_model(checkpoint, config.device, dtype)
+    if config.attention_window is not None and checkpoint.held_window is None:
+        raise RequestError(f"{model.family} has no layers of full attention, so no window to set", "attention_window")
     info = ModelInfo(
         model=config.model,
         architecture=model.architecture,
@@ -82,6 +88,7 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
         matmul_params=model.matmul_params,
         head_params=model.head_params,
         batch_invariant=_batch_invariant(config, model, device),
+        attention_window=checkpoint.held_window,
         eos_token_ids=eos,
     )
     scheduler = Scheduler(info.slots, config.max_step_tokens, config.max_queue)
@@ -94,13 +101,15 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
         state_dtype=info.state_dtype,
     )
     engine = Engine(scheduler, runner, Sampler(eos), eos, PrefixCache(_cache_budget(config)))
-    return LoadedEngine(engine, info, tokenizer, SnapshotFormat(fingerprint, model.state_spec, info.vocab_size))
+    snapshots = SnapshotFormat(fingerprint, model.state_spec, info.vocab_size)
+    initial = {name: read_initial_state(path, model) for name, path in config.initial_states.items()}
+    return LoadedEngine(engine, info, tokenizer, snapshots, initial)
 
 
 def load_service(config: EngineConfig, progress: Progress | None = None) -> Service:
     """`load_engine`, behind the async face. Raises the same errors."""
     loaded = load_engine(config, progress)
-    return Service(loaded.engine, loaded.info, loaded.tokenizer, loaded.snapshots)
+    return Service(loaded.engine, loaded.info, loaded.tokenizer, loaded.snapshots, loaded.initial_states)
 
 
 def _device(config: EngineConfig) -> torch.device:
@@ -137,9 +146,10 @@ def _batch_invariant(config: EngineConfig, model: Model, device: torch.device) -
 
 def _runner(config: EngineConfig, model: Model, slots: int, device: torch.device) -> Runner:
     capture = CUDACapture() if config.cuda_graphs and dispatch.can_capture(device) else None
+    record = tape.record if dispatch.can_record(device) else None
     pool = StatePool(model.state_spec, slots, device)
     try:
-        return Runner(model, pool, device, batch_invariant=config.batch_invariant, capture=capture)
+        return Runner(model, pool, device, batch_invariant=config.batch_invariant, capture=capture, record=record)
     except torch.OutOfMemoryError as error:
         raise CapacityError(
             f"no memory is left to capture decode steps of up to {slots} sequences on {device}: "

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 from ostinato.engine.blobs import Data
 from ostinato.engine.errors import StateDamagedError, StateNotFoundError
+from ostinato.engine.holds import Holds
 from ostinato.engine.state_content import (
     PackedContent,
     delete_content,
@@ -32,14 +33,14 @@ _log = logging.getLogger(__name__)
 
 
 class MainTier:
-    """Records and contents of one tier, and its eviction. Thread-safe; `held` says which ids may not be evicted."""
+    """Records and contents of one tier, and its eviction. Thread-safe; what `holds` names is not evicted."""
 
-    def __init__(self, tier: Tier, clock: Callable[[], float], held: Callable[[], Collection[str]]) -> None:
+    def __init__(self, tier: Tier, clock: Callable[[], float], holds: Holds) -> None:
         self.blobs = tier.blobs
         self.table = RecordTable(tier.blobs)
         self._limit = tier.budget_bytes
         self._clock = clock
-        self._held = held
+        self._holds = holds
         self.budget = Budget(tier, self._clear, clock)
 
     def put(self, packed: PackedContent, record: StateRecord) -> StateRecord:
@@ -66,6 +67,11 @@ class MainTier:
                     self.table.delete(fork)
                 raise StateNotFoundError(f"no state {parent.id}")
 
+    def replace(self, record: StateRecord, version: str) -> bool:
+        """Changes a record, unless it is not of this version any more. Nobody evicts a state while it is pinned."""
+        with self.blobs.exclusive():
+            return self.table.replace(record, version)
+
     def load(self, record: StateRecord) -> Data:
         """The verified content.
 
@@ -90,9 +96,11 @@ class MainTier:
         """Deletes a record, and its content if no other refers to it. Returns whether it was the last one."""
         with self.blobs.exclusive():
             last = not any(other.content == record.content and other.key != record.key for other in self.table.all())
-            if last:
-                self._delete_content(record.content)
+            gone = last and self._delete_content(record.content)
             self.table.delete(record)
+        if gone:
+            # Outside: whoever makes room waits for the tier's lock while it keeps the budget's.
+            self.budget.forget(record.content)
         return last
 
     def sweep(self) -> None:
@@ -107,20 +115,24 @@ class MainTier:
 
     def _write_record(self, new: StateRecord) -> StateRecord:
         while True:
-            found = self.table.get(new.owner, new.id)
+            try:
+                found = self.table.get(new.owner, new.id)
+            except StateDamagedError:
+                found = None
             if found is None:
                 self.table.put(new)
                 return new
-            record = _merge(found[0], new)
+            record = new if is_expired(found[0], self._clock()) else _merge(found[0], new)
             if self.table.replace(record, found[1]):
                 return record
 
-    def _delete_content(self, digest: str) -> None:
+    def _delete_content(self, digest: str) -> bool:
+        """Deletes a content now, or notes that it is to be deleted once it may be. Returns which."""
         if all(settled(self.blobs, info) for info in stored_infos(self.blobs, digest)):
             delete_content(self.blobs, digest)
-            self.budget.forget(digest)
-        else:
-            self.blobs.put(f"{DELETED}{digest}", b"")
+            return True
+        self.blobs.put(f"{DELETED}{digest}", b"")
+        return False
 
     def _clear(self, pending: dict[str, int], partly: bool) -> dict[str, int]:
         with self.blobs.exclusive():
@@ -147,20 +159,21 @@ class MainTier:
             self.blobs.delete(note.key)
 
     def _drop_expired(self, catalogue: Catalogue, pending: Collection[str]) -> None:
-        now, held = self._clock(), self._held()
+        now, held = self._clock(), self._holds.ids()
         for content in list(catalogue.contents.values()):
             over = [record for record in content.records if is_expired(record, now) and record.id not in held]
             if not over:
                 continue
-            if len(over) == len(content.records) and content.digest not in pending:
-                self._delete_content(content.digest)
+            content.records = [record for record in content.records if record not in over]
+            unused = not content.records and content.digest not in pending
+            if unused and self._delete_content(content.digest):
                 del catalogue.contents[content.digest]
             for record in over:
                 self.table.delete(record)
 
     def _evict(self, catalogue: Catalogue, pending: dict[str, int], partly: bool) -> None:
         excess = 0 if self._limit is None else sum({**catalogue.sizes, **pending}.values()) - self._limit
-        held = self._held()
+        held = self._holds.ids()
 
         def protected(content: StoredContent) -> bool:
             kept = any(record.pinned or record.id in held for record in content.records)

@@ -77,7 +77,11 @@ class ObjectBlobs:
 
     def replace(self, key: str, data: Data, version: str) -> bool:
         e_tag, _, generation = version.partition(" ")
-        mode: UpdateVersion = {"e_tag": e_tag or None, "version": generation or None}
+        mode: UpdateVersion = {}
+        if e_tag:
+            mode["e_tag"] = e_tag
+        if generation:
+            mode["version"] = generation
         with self._errors():
             try:
                 obstore.put(self._store, check_key(key), data, mode=mode, use_multipart=False)

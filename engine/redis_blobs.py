@@ -29,6 +29,7 @@ _PREFIX = "ostinato:"
 _LONGEST_VALUE = 512 << 20
 _TIMEOUT = 30.0
 _LOCK_SECONDS = 20.0
+_POLL_SECONDS = 0.005
 
 
 class RedisBlobs:
@@ -97,13 +98,15 @@ class RedisBlobs:
 
     def list(self, prefix: str) -> Iterator[BlobInfo]:
         with self._errors():
-            lines = cast("dict[bytes, bytes]", self._client.hgetall(_index(prefix)))
+            lines = cast("dict[bytes, bytes]", self._client.hgetall(_index(prefix.rstrip("/"))))
         found = [_info(key.decode(), line) for key, line in lines.items()]
         return (info for info in found if info.key.startswith(prefix))
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        lock = self._client.lock(f"{_PREFIX}lock", timeout=_LOCK_SECONDS, blocking_timeout=2 * _LOCK_SECONDS)
+        lock = self._client.lock(
+            f"{_PREFIX}lock", timeout=_LOCK_SECONDS, sleep=_POLL_SECONDS, blocking_timeout=2 * _LOCK_SECONDS
+        )
         with self._errors():
             if not lock.acquire():
                 raise StoreUnavailableError(f"{self.name}: another server has held the lock for too long: try again")
@@ -151,7 +154,7 @@ def _blob(key: str) -> str:
 
 
 def _index(key: str) -> str:
-    return f"{_PREFIX}index:{key.partition('/')[0]}"
+    return f"{_PREFIX}index:{check_key(key).partition('/')[0]}"
 
 
 def _info(key: str, line: bytes) -> BlobInfo:

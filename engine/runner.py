@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from ostinato.engine.graphs import Capture, DecodeGraphs
+from ostinato.engine.graphs import Capture, Decode, DecodeGraphs, DecodeTapes, Record
 from ostinato.engine.state_pool import State, StatePool
 from ostinato.engine.types import Chunk, StepPlan
 from ostinato.kernels import dispatch
@@ -36,7 +36,8 @@ class Runner:
     """A model and the states of its sequences, on one device.
 
     batch_invariant: see `ostinato.kernels.dispatch.batch_invariant`. capture: how decode steps are captured as graphs,
-    which is done at once; None runs them like all others.
+    which is done at once. record: how they are recorded as tapes instead, when they are first met. Without either, they
+    run like all others.
     """
 
     def __init__(
@@ -47,12 +48,17 @@ class Runner:
         *,
         batch_invariant: bool = False,
         capture: Capture | None = None,
+        record: Record | None = None,
     ) -> None:
         self._model = model
         self._pool = pool
         self._device = torch.device(device)
         self._batch_invariant = batch_invariant
-        self._graphs = None if capture is None else self._captured(capture)
+        self._decode: Decode | None = None
+        if capture is not None:
+            self._decode = self._captured(capture)
+        elif record is not None:
+            self._decode = DecodeTapes(model, pool.tensors, pool.num_slots, self._device, record)
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepLogits:
@@ -83,8 +89,8 @@ class Runner:
         plan = StepPlan(tuple(chunk for chunk in plan.chunks if chunk.length))
         slots = [chunk.sequence.slot for chunk in plan.chunks]
         tokens = [token for chunk in plan.chunks for token in chunk.sequence.unread_tokens(chunk.length)]
-        if self._graphs is not None and _only_decodes(plan):
-            return self._graphs.forward(tokens, slots)
+        if self._decode is not None and _only_decodes(plan):
+            return self._decode.forward(tokens, slots)
         batch = Packed.of(slots, [chunk.length for chunk in plan.chunks], device=self._device)
         return self._model.forward(torch.tensor(tokens, device=self._device), batch, self._pool.tensors)
 

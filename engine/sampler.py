@@ -26,28 +26,29 @@ class Sampler:
 
     @torch.inference_mode()
     def __call__(self, logits: StepLogits, plan: StepPlan) -> list[Sampled]:
+        finite = torch.isfinite(logits.rows.sum(dim=1)).tolist()  # for all at once: a call takes longer than a row
         return [
-            self._sample_alone(logits.rows[start:stop], chunk)
+            self._sample_alone(logits.rows[start:stop], all(finite[start:stop]), chunk)
             for chunk, (start, stop) in zip(plan.chunks, logits.spans, strict=True)
         ]
 
-    def _sample_alone(self, rows: Tensor, chunk: Chunk) -> Sampled:
+    def _sample_alone(self, rows: Tensor, finite: bool, chunk: Chunk) -> Sampled:
         """Whatever goes wrong with one sequence must not end the others."""
         try:
-            return self._sample(rows, chunk)
+            return self._sample(rows, finite, chunk)
         except Exception as error:
             logger.exception("sampling for %s failed", chunk.sequence.id)
             return Sampled(error=f"sampling failed: {error}")
 
-    def _sample(self, rows: Tensor, chunk: Chunk) -> Sampled:
-        if rows.numel() and not math.isfinite(rows.sum()):
+    def _sample(self, rows: Tensor, finite: bool, chunk: Chunk) -> Sampled:
+        if not finite:
             return Sampled(error="the model's logits are not finite")
         prompt_logprobs = score_prompt(rows, chunk) if chunk.scores_prompt else ()
         if not chunk.samples:
             return Sampled(prompt_logprobs=prompt_logprobs)
         sequence, raw = chunk.sequence, rows[-1]
         adjusted = self._adjusted(raw, sequence)
-        if adjusted.max() == -math.inf:
+        if adjusted is not raw and adjusted.max() == -math.inf:
             return Sampled(error="no token may be chosen: all of them would stop the text before min_tokens")
         token_id = choose(adjusted, sequence)
         count = sequence.params.logprobs
@@ -91,8 +92,7 @@ def choose(row: Tensor, sequence: Sequence) -> int:
     """The next token: the most likely one at temperature 0, otherwise one draw. row: [V] fp32."""
     params = sequence.params
     if params.temperature == 0.0:
-        # The first of the largest, as argmax gives, whose implementation for the CPU looks at one element at a time.
-        return int(torch.nonzero(row == row.max())[0])
+        return int(row.numpy().argmax())  # the first of the largest; PyTorch's looks at one element at a time
     # Relative to the best, so that no temperature, however small, can overflow.
     probabilities = torch.softmax((row.double() - row.max().double()) / params.temperature, dim=0)
     ids, kept = truncated(probabilities, params)

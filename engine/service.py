@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from math import ceil
 from typing import TYPE_CHECKING
@@ -27,10 +27,13 @@ from ostinato.engine.types import SamplingParams, Sequence, TokenEvent
 
 if TYPE_CHECKING:
     from ostinato.engine.engine import Engine
+    from ostinato.engine.initial_states import InitialState
     from ostinato.engine.snapshot_file import SnapshotFormat
     from ostinato.engine.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
+
+NONE: Mapping[str, InitialState] = {}
 
 
 class Service:
@@ -41,14 +44,21 @@ class Service:
         info: what is served.
         tokenizer: None serves token ids only.
         snapshots: reads and writes the model's snapshots; None stores no states.
+        initial_states: by name, that requests may start from.
     """
 
     def __init__(
-        self, engine: Engine, info: ModelInfo, tokenizer: Tokenizer | None, snapshots: SnapshotFormat | None = None
+        self,
+        engine: Engine,
+        info: ModelInfo,
+        tokenizer: Tokenizer | None,
+        snapshots: SnapshotFormat | None = None,
+        initial_states: Mapping[str, InitialState] = NONE,
     ) -> None:
         self.info = info
         self.tokenizer = tokenizer
         self.snapshots = snapshots
+        self.initial_states = initial_states
         self._engine = engine
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[str, EventStream] = {}  # by sequence, of all that are accepted and have not ended

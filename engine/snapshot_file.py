@@ -95,6 +95,7 @@ class SnapshotFormat:
             params=read_params(header.params),
             seed=header.seed,
             open_turn=header.open_turn,
+            initial=header.initial,
         )
 
     def _header(self, snapshot: Snapshot, *, lossy: bool) -> Header:
@@ -117,6 +118,7 @@ class SnapshotFormat:
             params=None if params is None else write_params(params),
             seed=snapshot.seed,
             open_turn=snapshot.open_turn,
+            initial=snapshot.initial,
             lossy="int8" if lossy else None,
         )
 

@@ -63,6 +63,7 @@ class Header(_Strict):
     params: dict[str, Any] | None
     seed: int | None
     open_turn: bool
+    initial: Hash | None
     lossy: Literal["int8"] | None
 
 

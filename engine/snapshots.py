@@ -44,7 +44,8 @@ class Snapshot:
 
     state: with logits; it has read `log`. generation: how far the answer at the log's end has come. parent: id of the
     stored state that it went on from. params, seed: with which it was made. open_turn: the log ends inside of the
-    assistant's turn, which the next message of a conversation has to close.
+    assistant's turn, which the next message of a conversation has to close. initial: digest of the tuned initial state
+    that the log began with, if there was one.
     """
 
     state: State
@@ -54,3 +55,4 @@ class Snapshot:
     params: SamplingParams | None = None
     seed: int | None = None
     open_turn: bool = False
+    initial: str | None = None

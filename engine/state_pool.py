@@ -1,5 +1,7 @@
 """The state pool: the memory of all sequences, allocated once. A free slot is a zeroed slot."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,6 +22,12 @@ class State:
     tensors: Mapping[str, Tensor]
     num_read: int
     logits: Tensor | None = None
+
+    def on_host(self) -> State:
+        """The same in the host's memory; itself if it is there."""
+        if all(tensor.device.type == "cpu" for tensor in self.tensors.values()):
+            return self
+        return State({name: tensor.cpu() for name, tensor in self.tensors.items()}, self.num_read, self.logits)
 
     @property
     def num_bytes(self) -> int:

@@ -89,10 +89,9 @@ def parse_record(key: str, data: Data) -> StateRecord:
         raise ValueError("labels are no strings")
     if not re.fullmatch(r"[0-9a-f]{64}", fields["content"]):
         raise ValueError("content is no hash")
-    record = StateRecord(**{**fields, "labels": tuple(fields["labels"])})
-    if record.key != key:
+    if key != f"{RECORDS}{fields['owner'] or ANONYMOUS}/{fields['id']}.json":
         raise ValueError("the record of another state")
-    return record
+    return StateRecord(**{**fields, "labels": tuple(fields["labels"])})
 
 
 _NUMBER: tuple[type, ...] = (int, float)

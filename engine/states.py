@@ -37,11 +37,15 @@ class Storing:
 
 @dataclass(frozen=True, slots=True)
 class Rewind:
-    """How to get to an earlier point: start from a stored state, or from nothing, and read these tokens."""
+    """How to get to an earlier point: start from a stored state, or from nothing, and read these tokens.
+
+    initial: the digest of the initial state that stands for nothing, if it was a tuned one.
+    """
 
     parent: StateRecord | None
     start: Snapshot | None
     tokens: tuple[int, ...]
+    initial: str | None = None
 
 
 class States:
@@ -121,12 +125,13 @@ class States:
         start = None if nearest is None else self.load(owner, nearest.id)
         if nearest is not None and nearest.tokens == tokens:
             return Rewind(nearest, start, ())
-        log = self.load(owner, state_id).log.tokens
+        whole = self.load(owner, state_id)
+        log = whole.log.tokens
         if log is None:
             raise RequestError(
                 "the state was stored without its tokens (private), so they cannot be read again", "state"
             )
-        return Rewind(nearest, start, log[0 if nearest is None else nearest.tokens : tokens])
+        return Rewind(nearest, start, log[0 if nearest is None else nearest.tokens : tokens], whole.initial)
 
     def mark(self, owner: str, state_id: str, name: str) -> StateRecord:
         """The nearest state with this mark: the state itself or an ancestor. Raises RequestError: there is none."""

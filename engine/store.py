@@ -6,9 +6,8 @@
 
 The store deals in bytes: what is in a content is the snapshot's affair (`engine/snapshots.py`). Contents are named by
 their SHA-256, verified at every read, and kept once, however many states share one. The last tier holds all records and
-contents; tiers before it are caches of contents, filled by `put` and `read`. The files are in `main_tier.py` (what is
-written and deleted in which order), `cache_tier.py`, `tier_budget.py`, `state_index.py`, `state_content.py`,
-`state_record.py` and, below all that, `blobs.py`.
+contents; tiers before it are caches of contents, filled by `put` and `read`. `main_tier.py` says what is written and
+deleted in which order, and how processes share a store.
 
 **What is evicted.** Only for room, when a tier's budget of stored bytes would be exceeded; what has expired goes first.
 Then the contents go that were used least recently, each with all states that share it, but never one that is pinned,
@@ -18,17 +17,16 @@ on from goes last. Whoever works from a state and has not stored what it becomes
 not make enough room, nothing is evicted, and the put fails.
 """
 
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from enum import Enum
 
 from ostinato.engine.blobs import Data
-from ostinato.engine.cache_tier import CacheTier
+from ostinato.engine.cache_tier import Caches
 from ostinato.engine.errors import StateNotFoundError
+from ostinato.engine.holds import Holds
 from ostinato.engine.main_tier import MainTier, is_expired
 from ostinato.engine.state_content import Compression, pack
 from ostinato.engine.state_record import StateRecord, check_id, check_owner, fork_id
@@ -65,10 +63,9 @@ class StateStore:
             raise ValueError("a state store needs a tier")
         self._compression = compression
         self._clock = clock
-        self._lock = threading.Lock()
-        self._holds: Counter[str] = Counter()
-        self._main = MainTier(tiers[-1], clock, self._held)
-        self._caches = [CacheTier(tier, clock) for tier in tiers[:-1]]
+        self._holds = Holds()
+        self._main = MainTier(tiers[-1], clock, self._holds)
+        self._caches = Caches(tiers[:-1], clock)
 
     def put(
         self,
@@ -114,8 +111,7 @@ class StateStore:
             lossy=lossy,
         )
         stored = self._main.put(packed, record)
-        for cache in self._caches:
-            cache.save(packed)
+        self._caches.save(packed)
         return stored
 
     def fork(self, owner: str, id: str, count: int, labels: Sequence[str] = ()) -> list[StateRecord]:
@@ -149,7 +145,10 @@ class StateStore:
             StateDamagedError: its content is not what was stored, in any tier.
         """
         record = self.record(owner, id)
-        content = self._load(record)
+        content = self._caches.load(record)
+        if content is None:
+            content = self._main.load(record)
+            self._caches.fill(content, self._compression)
         return self._main.table.touch(record, self._clock()), content
 
     def update(
@@ -174,7 +173,7 @@ class StateStore:
                 pinned=old.pinned if pinned is None else pinned,
                 expires=old.expires if isinstance(expires, Keep) else expires,
             )
-            if self._main.table.replace(record, version):
+            if self._main.replace(record, version):
                 return record
 
     def delete(self, owner: str, id: str) -> None:
@@ -185,8 +184,7 @@ class StateStore:
         """
         record = self.record(owner, id)
         if self._main.delete(record):
-            for cache in self._caches:
-                cache.remove(record.content)
+            self._caches.remove(record.content)
 
     def page(
         self,
@@ -216,21 +214,13 @@ class StateStore:
 
     def children(self, owner: str, id: str) -> list[StateRecord]:
         """The states that go on from a state, newest first, also if that state is gone."""
-        found = [record for record in self._living(owner) if record.parent == check_id(id)]
+        parent = check_id(id)
+        found = [record for record in self._living(owner) if record.parent == parent]
         return sorted(found, key=_newest_first)
 
-    @contextmanager
-    def hold(self, id: str) -> Iterator[None]:
-        """This process evicts no state of this id inside the block. It does not keep its owner from deleting it."""
-        with self._lock:
-            self._holds[check_id(id)] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._holds[id] -= 1
-                if not self._holds[id]:
-                    del self._holds[id]
+    def hold(self, id: str) -> AbstractContextManager[None]:
+        """This process evicts no state of this id inside the `with`. Its owner may delete it all the same."""
+        return self._holds.hold(check_id(id))
 
     def sweep(self) -> None:
         """Deletes what has expired, then the least recently used until every tier is within its budget.
@@ -238,8 +228,7 @@ class StateStore:
         Nothing that is pinned or held is evicted even if a budget is exceeded. To be called now and then.
         """
         self._main.sweep()
-        for cache in self._caches:
-            cache.sweep()
+        self._caches.sweep()
 
     def repair(self) -> RepairReport:
         """Gives contents without a record a new one, and looks for damaged contents. Reads everything."""
@@ -247,7 +236,7 @@ class StateStore:
 
     def usage(self) -> list[TierUsage]:
         """What every tier holds, in the order of the tiers."""
-        return [*(cache.usage() for cache in self._caches), self._main.usage()]
+        return [*self._caches.usage(), self._main.usage()]
 
     def _versioned(self, owner: str, id: str) -> tuple[StateRecord, str]:
         found = self._main.table.get(owner, id)
@@ -255,27 +244,9 @@ class StateStore:
             raise StateNotFoundError(f"no state {id}")
         return found
 
-    def _load(self, record: StateRecord) -> Data:
-        for number, cache in enumerate(self._caches):
-            content = cache.load(record)
-            if content is not None:
-                self._fill(self._caches[:number], content)
-                return content
-        content = self._main.load(record)
-        self._fill(self._caches, content)
-        return content
-
-    def _fill(self, caches: list[CacheTier], content: Data) -> None:
-        for cache in caches:
-            cache.save(pack(content, self._compression))
-
     def _living(self, owner: str) -> list[StateRecord]:
         now = self._clock()
         return [record for record in self._main.listed(owner) if not is_expired(record, now)]
-
-    def _held(self) -> frozenset[str]:
-        with self._lock:
-            return frozenset(self._holds)
 
 
 def _newest_first(record: StateRecord) -> tuple[float, str]:

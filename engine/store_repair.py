@@ -56,9 +56,8 @@ def repair_tier(tier: MainTier, now: float) -> RepairReport:
             continue
         owners = [owner for owner, id in unreadable.values() if id == f"st_{digest}"]
         if owners or (digest not in known and tier.blobs.stat(f"{DELETED}{digest}") is None):
-            _add_records(
-                tier, report, info.key, [_rebuild(summary, owner, info.modified, now) for owner in owners or [""]]
-            )
+            records = [_rebuild(summary, owner, info.modified, now) for owner in owners or [""]]
+            _add_records(tier, report, info.key, records)
     rebuilt = {record.key for record in report.rebuilt}
     report.lost = sorted(set(unreadable) - rebuilt)
     for key in report.lost:
@@ -91,12 +90,15 @@ def _named_in(key: str) -> tuple[str, str]:
 
 
 def _add_records(tier: MainTier, report: RepairReport, key: str, records: list[StateRecord | None]) -> None:
-    for record in records:
-        if record is None:
-            report.foreign.append(key)
-        else:
-            tier.table.put(record)
-            report.rebuilt.append(record)
+    with tier.blobs.exclusive():
+        # Another process may have stored the same content since the records were read.
+        known = {record.content for record in tier.table.all()}
+        for record in records:
+            if record is None:
+                report.foreign.append(key)
+            elif record.owner or record.content not in known:
+                tier.table.put(record)
+                report.rebuilt.append(record)
 
 
 def _rebuild(summary: ContentSummary, owner: str, created: float, now: float) -> StateRecord | None:

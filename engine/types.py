@@ -162,6 +162,8 @@ class Sequence:
     prompt_ids: frozenset[int] = frozenset()  # only with a repetition penalty, which needs them in every step
     base: int = 0
     origin: State | None = None  # what its slot starts from: a stored, cached, forked or parked state
+    initial: State | None = None  # its memory before the first token, if that is not empty
+    initial_digest: str | None = None  # of that
     began: int = 0  # tokens that it did not have to read when it began
     reuse: Reuse = Reuse.OFF
     resumed: Generation = NOT_BEGUN  # the answer that this one goes on with

@@ -7,6 +7,16 @@ The W positions of a window include the query's own: the convention of Mistral, 
 
 The ring is the state: the key and the value of position p lie in row p % W, so that a position overwrites the one that
 its window leaves behind, and a full ring is never moved. A row that no position has reached yet is never read.
+
+With S sinks (Xiao et al. 2023, StreamingLLM; Han et al. 2023, LM-Infinite), the first S positions are seen by every
+later one and are never overwritten: position p < S lies in row p, any other one in row S + (p - S) % (W - S), and a
+query sees the sinks and the last W - S positions. Up to W positions that is full attention.
+
+Positions are then those within the cache, as in StreamingLLM: between positions in the ring they differ as the true
+ones do, and from a sink a query is never further away than W - 1, the largest distance that occurs in full attention
+over W tokens; so a model meets no distance that it was not trained for. Keys are stored turned by their true positions.
+For that reason a query comes in two forms: `q` is turned by its position p and meets the ring, `far` is turned by
+min(p, W - 1) and meets the sinks.
 """
 
 import torch
@@ -28,29 +38,38 @@ def window_attention_ref(
     starts: Tensor,
     longest: int,
     scale: float,
+    far: Tensor | None = None,
+    sinks: int = 0,
 ) -> Tensor:
     """The equation above, sequence by sequence, with all scores at once. Differentiable."""
-    window, bounds = keys.shape[1], starts.tolist()
+    recent, bounds, far = keys.shape[1] - sinks, starts.tolist(), q if far is None else far
     rows = [q.new_empty(q.shape, dtype=torch.float32)[:0]]
     for i, (slot, target, read) in enumerate(zip(src.tolist(), dst.tolist(), past.tolist(), strict=True)):
         chunk = slice(bounds[i], bounds[i + 1])
-        positions = torch.arange(max(0, read - window), read + chunk.stop - chunk.start, device=q.device)
-        kept = positions[positions < read] % window
+        end = read + chunk.stop - chunk.start
+        positions = torch.arange(end, device=q.device)
+        positions = positions[(positions < sinks) | (positions >= read - recent)]
+        where = torch.where(positions < sinks, positions, sinks + (positions - sinks) % recent)
+        kept = where[positions < read]
         seen_k, seen_v = (torch.cat([ring[slot, kept], new[chunk]]) for ring, new in ((keys, k), (values, v)))
-        rows.append(_banded_attention(q[chunk], seen_k, seen_v, window, scale))
+        rows.append(_banded_attention(q[chunk], far[chunk], seen_k, seen_v, positions, recent, sinks, scale))
         if target >= 0:
+            last = (positions < sinks) | (positions >= end - recent)
             for ring, seen in ((keys, seen_k), (values, seen_v)):
-                ring[target, positions[-window:] % window] = seen[-window:]
+                ring[target, where[last]] = seen[last]
     return torch.cat(rows)
 
 
-def _banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int, scale: float) -> Tensor:
-    """q [n, H, D] are the last n of the positions whose k, v are [m, G, D]. Returns [n, H, D] fp32."""
+def _banded_attention(
+    q: Tensor, far: Tensor, k: Tensor, v: Tensor, positions: Tensor, recent: int, sinks: int, scale: float
+) -> Tensor:
+    """q, far [n, H, D] are the last n of the m positions whose k, v are [m, G, D]. Returns [n, H, D] fp32."""
     key, value = (x.float().repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    scores = scale * torch.einsum("nhd,mhd->hnm", q.float(), key)
-    at = torch.arange(k.shape[0], device=q.device)
-    back = at[k.shape[0] - q.shape[0] :, None] - at  # how far behind the query a key lies
-    weights = scores.masked_fill((back < 0) | (back >= window), -torch.inf).softmax(-1)
+    near_scores, far_scores = (scale * torch.einsum("nhd,mhd->hnm", x.float(), key) for x in (q, far))
+    is_sink = positions < sinks
+    back = positions[k.shape[0] - q.shape[0] :, None] - positions  # how far behind the query a key lies
+    hidden = (back < 0) | ((back >= recent) & ~is_sink)
+    weights = torch.where(is_sink, far_scores, near_scores).masked_fill(hidden, -torch.inf).softmax(-1)
     return torch.einsum("hnm,mhd->nhd", weights, value)
 
 
@@ -60,32 +79,44 @@ def _window_attention_meta(q: Tensor, *_: object) -> Tensor:
 
 dispatch.define(
     "window_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor past, Tensor src, "
-    "Tensor dst, Tensor starts, int longest, float scale) -> Tensor",
+    "Tensor dst, Tensor starts, int longest, float scale, Tensor? far=None, int sinks=0) -> Tensor",
     reference=window_attention_ref,
     meta=_window_attention_meta,
 )
 
 
 def window_attention(
-    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, past: Tensor, batch: Packed, *, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    past: Tensor,
+    batch: Packed,
+    *,
+    scale: float,
+    far: Tensor | None = None,
+    sinks: int = 0,
 ) -> Tensor:
-    """Attends from every token to its window, over packed sequences, and leaves the last W positions in the ring.
+    """Attends from every token to its window, over packed sequences, and leaves in the ring what later ones see.
 
     q: [T, H, D], and k, v: [T, G, D], where consecutive H / G query heads share a key head: fp32, bf16 or fp16, each
     token's row contiguous, tokens any distance apart; position embeddings, if any, are applied already. keys, values:
     [slots, W, G, D] in the dtype of k and v, contiguous: the ring, updated in place. past: [B] int32 or int64, how many
-    tokens each sequence has read before these; 0 where its source is -1.
+    tokens each sequence has read before these; 0 where its source is -1. sinks: how many rows of the ring hold the
+    first positions for good, fewer than W. far: like q, the queries that meet the sinks; None: q itself.
 
     A chunk may be longer than W. Rows of the ring that no position has reached keep what they held. Returns [T, H, D]
     fp32. Raises TypeError, ValueError: operands that do not fit.
 
     Sources: Jiang et al. 2023 (Mistral 7B), section 2, sliding window and rolling buffer; De et al. 2024 (Griffin),
-    section 2.4; Ainslie et al. 2023 (grouped queries).
+    section 2.4; Ainslie et al. 2023 (grouped queries); Xiao et al. 2023 (StreamingLLM), section 3.2.
     """
     batch.check(q.shape[0])
     _check(q, k, v, keys, values, past, batch)
+    _check_sinks(q, far, sinks, keys.shape[1])
     y: Tensor = dispatch.operators(q).window_attention(
-        q, k, v, keys, values, past, batch.src, batch.dst, batch.starts, batch.longest, scale
+        q, k, v, keys, values, past, batch.src, batch.dst, batch.starts, batch.longest, scale, far, sinks
     )
     return y
 
@@ -106,6 +137,17 @@ def _check(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, past: 
     for name, x in {"q": q, "k": k, "v": v}.items():
         if x.shape[0] and not x[0].is_contiguous():
             raise ValueError(f"window_attention: a token of {name} must be contiguous, got strides {x.stride()}")
+
+
+def _check_sinks(q: Tensor, far: Tensor | None, sinks: int, window: int) -> None:
+    if not 0 <= sinks < window:
+        raise ValueError(f"window_attention: sinks must be fewer than the {window} rows of the ring, got {sinks}")
+    if far is None:
+        return
+    if far.shape != q.shape or far.dtype != q.dtype:
+        raise ValueError(f"window_attention: far must be like q, got {tuple(far.shape)} {far.dtype}")
+    if far.shape[0] and not far[0].is_contiguous():
+        raise ValueError(f"window_attention: a token of far must be contiguous, got strides {far.stride()}")
 
 
 def _fits(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> bool:

@@ -186,3 +186,8 @@ def can_capture(device: torch.device) -> bool:
     from ostinato.kernels import gpu
 
     return not gpu.interpreted()
+
+
+def can_record(device: torch.device) -> bool:
+    """Whether a step can be recorded as a tape: C++ never looks at values in Python, the reference does."""
+    return device.type == "cpu" and backend("cpu") == "native"

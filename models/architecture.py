@@ -19,12 +19,36 @@ _DESCRIPTIONS = {
     "mamba_ssm": "Mamba in the original state-spaces layout",
     "mamba2_ssm": "Mamba-2 in the original state-spaces layout",
 }
+# Early conversions of RWKV-5 call their class as RWKV-4's is called.
+_BY_MODEL_TYPE = {("RwkvForCausalLM", "rwkv5"): "Rwkv5ForCausalLM", ("RwkvForCausalLM", "rwkv6"): "Rwkv6ForCausalLM"}
 _LOOK_ALIKES = {
     "Rwkv7ForCausalLM": (
         "RWKV-7 in a layout that is not read; "
         "use the same model as RWKV7ForCausalLM (the fla layout, mind the capitals) or as RWKV's .pth file"
     ),
 }
+# Refused unless the registry has them. What their attention layers remember grows with the text.
+_HYBRIDS = {
+    "BambaForCausalLM": "Bamba",
+    "FalconH1ForCausalLM": "Falcon-H1",
+    "GraniteMoeHybridForCausalLM": "Granite 4",
+    "JambaForCausalLM": "Jamba",
+    "KimiLinearForCausalLM": "Kimi Linear",
+    "Lfm2ForCausalLM": "LFM2",
+    "Lfm2MoeForCausalLM": "LFM2",
+    "MiniMaxForCausalLM": "MiniMax",
+    "MiniMaxText01ForCausalLM": "MiniMax",
+    "NemotronHForCausalLM": "Nemotron-H",
+    "OlmoHybridForCausalLM": "OLMo Hybrid",
+    "Qwen3NextForCausalLM": "Qwen3-Next",
+    "Qwen3_5ForCausalLM": "Qwen3.5",
+    "Qwen3_5ForConditionalGeneration": "Qwen3.5",
+    "Qwen3_5MoeForCausalLM": "Qwen3.5",
+    "Qwen3_5MoeForConditionalGeneration": "Qwen3.5",
+    "Zamba2ForCausalLM": "Zamba2",
+    "ZambaForCausalLM": "Zamba",
+}
+_SLSTM_KEYS = ("slstm_at", "slstm_block", "_xlstm_config")  # of the xlstm package, before xLSTM-7b
 
 
 def describe_architecture(name: str) -> str:
@@ -41,6 +65,12 @@ def detect_folder(config: Mapping[str, Any], config_file: Path) -> str:
         CheckpointError: it declares none.
         UnsupportedModelError: a variant that looks like a served one and is not (quantized, another layout).
     """
+    slstm = [key for key in _SLSTM_KEYS if config.get(key)]
+    if slstm:
+        raise UnsupportedModelError(
+            f"{config_file}: this is an xLSTM with sLSTM layers, or in a layout for them ({slstm[0]}), which is not "
+            "served; of xLSTM only the layout of xLSTM-7b is, whose layers are all mLSTM"
+        )
     name = _declared_name(config, config_file)
     if name in _LOOK_ALIKES:
         raise UnsupportedModelError(f"{config_file}: {name} is {_LOOK_ALIKES[name]}")
@@ -87,12 +117,18 @@ def require_supported(name: str, config: Mapping[str, Any], origin: Path, suppor
     """Refuses an architecture that is not in `supported`, naming those that are.
 
     Raises:
-        UnsupportedModelError: says also when the repository wants its own code to be run (`auto_map`).
+        UnsupportedModelError: says also when the repository wants its own code to be run (`auto_map`), and of hybrids
+            with full attention that they are.
     """
     if name in supported:
         return
     known = ", ".join(sorted((describe_architecture(each) for each in supported), key=str.lower))
     remote_code = " Its own Python code (auto_map) is never run." if config.get("auto_map") else ""
+    if name in _HYBRIDS:
+        raise UnsupportedModelError(
+            f"{origin}: {name} is {_HYBRIDS[name]}, some of whose layers are full attention: what they remember grows "
+            f"with the text, so no state of fixed size holds it. It is not served.{remote_code}"
+        )
     raise UnsupportedModelError(
         f"{origin}: {describe_architecture(name)} is not served.{remote_code} Served are: {known}"
     )
@@ -103,7 +139,7 @@ def _declared_name(config: Mapping[str, Any], config_file: Path) -> str:
     if declared:
         if not isinstance(declared, list) or not isinstance(declared[0], str):
             raise CheckpointError(f"{config_file}: 'architectures' must be a list of names, found {declared!r}")
-        return declared[0]
+        return _BY_MODEL_TYPE.get((declared[0], str(config.get("model_type"))), declared[0])
     if config.keys() >= _STATE_SPACES_KEYS:
         ssm_config = config["ssm_cfg"]
         if not isinstance(ssm_config, dict):
@@ -116,6 +152,8 @@ def _declared_name(config: Mapping[str, Any], config_file: Path) -> str:
         return "based"
     model_type = config.get("model_type")
     hint = f" (model_type {model_type!r} alone does not decide it)" if model_type else ""
+    if config.get("auto_map"):
+        hint += "; its own Python code (auto_map) is never run"
     raise CheckpointError(f"{config_file} names no architecture: 'architectures' is missing or empty{hint}")
 
 

@@ -128,7 +128,10 @@ def _layer_kinds(
     """The kind of every layer, and the arguments of each kind."""
     chosen = ["mixer"] * layers
     for name in ("alt_mixer", "alt_mixer_2"):  # the second wins
-        for layer in config.get(f"{name}_layers") or ():
+        layers_of = config.get(f"{name}_layers") or []
+        if not isinstance(layers_of, list):
+            raise CheckpointError(f"{file}: {name}_layers must be a list of layers, found {layers_of!r}")
+        for layer in layers_of:
             if not isinstance(layer, int) or not 0 <= layer < layers:
                 raise CheckpointError(f"{file}: {name}_layers must be layers of {layers}, found {layer!r}")
             chosen[layer] = name

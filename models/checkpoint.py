@@ -80,6 +80,8 @@ class Checkpoint:
         dtype: of the stored weights: the one that most elements have.
         num_bytes: of all tensors on disk.
         progress: see `open_checkpoint`; may be replaced.
+        attention_window: how many tokens layers of full attention hold, which have no window of their own; None leaves
+            it to the model; may be replaced.
     """
 
     def __init__(
@@ -99,6 +101,8 @@ class Checkpoint:
         self.config = config
         self.generation_config = generation_config
         self.progress = progress
+        self.attention_window: int | None = None
+        self.held_window: int | None = None
         self._described_by = weights.described_by
         self._files = tuple(files)
         self._file_of = locate_tensors(weights, files)
@@ -107,6 +111,11 @@ class Checkpoint:
         self.num_bytes = sum(self._info(name).num_bytes for name in self.names)
         self.dtype = self._prevailing_dtype()
         self._done_bytes = 0
+
+    def hold_window(self, default: int) -> int:
+        """How many tokens this model's layers of full attention hold: `attention_window` or the default."""
+        self.held_window = self.attention_window or default
+        return self.held_window
 
     def has(self, name: str) -> bool:
         """Whether the tensor is on disk, consumed or not."""
@@ -133,14 +142,15 @@ class Checkpoint:
         file = self._file_of[name]
         if name not in self._left:
             raise CheckpointError(f"{file.path}: tensor {name!r} was taken before, or this is closed")
-        if info.shape != tuple(shape):
-            raise CheckpointError(
-                f"{file.path}: tensor {name!r} has shape {info.shape}, but {tuple(shape)} is expected"
-            )
         if info.dtype not in STORED_DTYPES:
             allowed = ", ".join(_dtype_name(dtype) for dtype in STORED_DTYPES)
             raise CheckpointError(
                 f"{file.path}: tensor {name!r} has dtype {_dtype_name(info.dtype)}, expected one of {allowed}"
+                + "; quantized weights are not read" * (info.dtype.itemsize == 1)
+            )
+        if info.shape != tuple(shape):
+            raise CheckpointError(
+                f"{file.path}: tensor {name!r} has shape {info.shape}, but {tuple(shape)} is expected"
             )
         tensor = file.load(name)
         self._consume(name)

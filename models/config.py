@@ -30,17 +30,17 @@ class ConfigReader:
             raise self.error(key, f"a positive integer up to {_LARGEST}", value)
         return value
 
-    def number(self, key: str, default: float | None = None) -> float:
-        """A number of at most 10^9 either way. Raises CheckpointError."""
+    def number(self, key: str, default: float | None = None, *, most: float = _LARGEST) -> float:
+        """A number of at most `most` either way. Raises CheckpointError."""
         value = self._get(key, default)
         # Compared before it is converted: a long integer is no float. NaN compares false.
-        if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
-            raise self.error(key, f"a finite number of at most {_LARGEST} either way", value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -most <= value <= most:
+            raise self.error(key, f"a finite number of at most {most} either way", value)
         return float(value)
 
-    def positive(self, key: str, default: float | None = None) -> float:
+    def positive(self, key: str, default: float | None = None, *, most: float = _LARGEST) -> float:
         """A number above zero, such as a norm's epsilon. Raises CheckpointError."""
-        value = self.number(key, default)
+        value = self.number(key, default, most=most)
         if value <= 0:
             raise self.error(key, "above zero", value)
         return value
@@ -64,6 +64,13 @@ class ConfigReader:
         if not isinstance(value, bool):
             raise self.error(key, "true or false", value)
         return value
+
+    def numbers(self, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+        """A list of as many numbers as the default has, each as `number` says. Raises CheckpointError."""
+        value = self._get(key, list(default))
+        if not isinstance(value, list) or len(value) != len(default) or not all(_is_bound(each) for each in value):
+            raise self.error(key, f"a list of {len(default)} numbers", value)
+        return tuple(float(each) for each in value)
 
     def words(self, key: str, default: Sequence[str], served: Sequence[str]) -> tuple[str, ...]:
         """A list of at least one word, each of them one of `served`. Raises CheckpointError."""

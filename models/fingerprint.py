@@ -33,8 +33,13 @@ def weights_fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def config_fingerprint(checkpoint: Checkpoint) -> str:
-    """SHA-256 in hex of the configuration, but for entries that say only where it came from or how it is stored."""
+    """SHA-256 in hex of the configuration, but for entries that say only where it came from or how it is stored.
+
+    The attention window that the user chose is part of it, where there is one.
+    """
     kept = {key: value for key, value in checkpoint.config.items() if key not in NOT_MATHEMATICS}
+    if checkpoint.attention_window is not None:
+        kept["ostinato_attention_window"] = checkpoint.attention_window
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

@@ -114,7 +114,7 @@ class WindowMixer:
 
     def __call__(self, u: Tensor, reading: Reading, state: StateTensors, residual: Tensor) -> Tensor:
         """See `Mixer`."""
-        places = Places(reading.past, reading.positions, reading.turns[self.rotary])
+        places = Places(reading.past, reading.positions, reading.turns[self.rotary], far_turn=None)
         return self.attention(u, reading.batch, places, state["window_keys"], state["window_values"], residual)
 
 

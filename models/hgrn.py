@@ -35,10 +35,18 @@ def read_config(checkpoint: Checkpoint) -> HGRNConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class ForgetGate:
-    """f = bound + (1 - bound) sigmoid(x): equations 2 and 3 of the paper. bound: [width] fp32, or None for zero."""
+class Bound:
+    """What the forget gates of a layer do not go below: its logarithm, and how far it is from one. [width] fp32."""
 
-    bound: Tensor | None
+    log: Tensor
+    room: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetGate:
+    """f = bound + (1 - bound) sigmoid(x): equations 2 and 3 of the paper. No bound means zero."""
+
+    bound: Bound | None
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x: [T, width] fp32. Returns log f and 1 - f, each [T, width] fp32, neither as a difference from one."""
@@ -46,7 +54,7 @@ class ForgetGate:
         if self.bound is None:
             return log_forget, complement
         # f = (1 + bound e^-x) sigmoid(x)
-        return log_forget + rows.softplus(self.bound.log() - x), complement * (1 - self.bound)
+        return log_forget + rows.softplus(self.bound.log - x), complement * self.bound.room
 
 
 def read_forget_gates(read: WeightReader, layers: int, width: int, *, bounded: bool) -> list[ForgetGate]:
@@ -55,7 +63,8 @@ def read_forget_gates(read: WeightReader, layers: int, width: int, *, bounded: b
         return [ForgetGate(None)] * layers
     shares = read.tensor("model.lower_bounds", layers, width).softmax(0)
     # Where a bound underflows, its logarithm must stay finite.
-    return [ForgetGate(None), *map(ForgetGate, shares[1:].cumsum(0).clamp(min=1e-37))]
+    bounds = shares[1:].cumsum(0).clamp(min=1e-37)
+    return [ForgetGate(None), *(ForgetGate(Bound(bound.log(), 1 - bound)) for bound in bounds)]
 
 
 @dataclass(frozen=True, slots=True)

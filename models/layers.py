@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ostinato.kernels import rows
 from ostinato.kernels.linear import Linear
@@ -32,7 +33,7 @@ class Embedding:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """tokens: [T] int64. Returns [T, hidden] fp32."""
-        return self.weight[tokens].float()
+        return F.embedding(tokens, self.weight).float()
 
 
 @dataclass(slots=True)

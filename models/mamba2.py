@@ -31,8 +31,11 @@ class Mamba2Mixer:
     rate: Tensor
     step_bias: Tensor
     skip: Tensor
-    norm: RMSNorm  # [groups, inner / groups]
+    norm: RMSNorm | None  # [groups, inner / groups]
     out_proj: Linear
+    norm_first: bool = False  # the norm before the gate
+    input_scale: Tensor | None = None  # of what in_proj computes
+    output_scale: float = 1.0
 
     def __call__(self, u: Tensor, batch: Packed, conv: Tensor, ssm: Tensor, residual: Tensor) -> Tensor:
         """u: [T, hidden]; conv: [slots, width - 1, channels]; ssm: [slots, heads, head, state]; residual: [T, hidden].
@@ -40,7 +43,10 @@ class Mamba2Mixer:
         Returns residual and output together: [T, hidden] fp32.
         """
         c, shared = self.config, (self.config.groups, self.config.state)
-        z, mixed, step = self.in_proj(u).split([c.inner, c.channels, c.heads], dim=-1)
+        projected = self.in_proj(u)
+        if self.input_scale is not None:
+            projected = projected * self.input_scale
+        z, mixed, step = projected.split([c.inner, c.channels, c.heads], dim=-1)
         mixed = causal_conv(mixed, self.conv_weight, self.conv_bias, conv, batch)
         x, b, q = mixed.split([c.inner, c.groups * c.state, c.groups * c.state], dim=-1)
         step, step_bias = self._limited(step)
@@ -54,10 +60,18 @@ class Mamba2Mixer:
             step=step,
             step_bias=step_bias,
             skip=self.skip,
-            gate=z.unflatten(-1, (c.heads, c.head)),
+            gate=None if self._gated_by_norm else z.unflatten(-1, (c.heads, c.head)),
         )
-        y = self.norm(y.view(-1, *self.norm.weight.shape), self.out_proj.dtype)
-        return self.out_proj(y.flatten(1), residual)
+        if self.norm is not None:
+            gate = z if self._gated_by_norm else None
+            dtype = self.out_proj.dtype if self.output_scale == 1 else torch.float32
+            y = self.norm(y.view(-1, *self.norm.weight.shape), dtype, gate=gate)
+        y = y.flatten(1)
+        return self.out_proj(y if self.output_scale == 1 else y * self.output_scale, residual)
+
+    @property
+    def _gated_by_norm(self) -> bool:
+        return self.norm is not None and self.norm_first
 
     def _limited(self, step: Tensor) -> tuple[Tensor, Tensor | None]:
         """The step size before softplus, with its bias; or, where limits are set, the size within them.
@@ -70,7 +84,8 @@ class Mamba2Mixer:
         return rows.softplus(step + self.step_bias).clamp(low, high), None
 
 
-def _read_mixer(read: WeightReader, name: str, c: Mamba2Config) -> Mamba2Mixer:
+def read_mixer(read: WeightReader, name: str, c: Mamba2Config, *, normed: bool = True) -> Mamba2Mixer:
+    """The layer whose tensors begin with `name`. Raises CheckpointError, as WeightReader."""
     conv = read.tensor(f"{name}.conv1d.weight", c.channels, 1, c.conv_width)
     return Mamba2Mixer(
         config=c,
@@ -80,7 +95,7 @@ def _read_mixer(read: WeightReader, name: str, c: Mamba2Config) -> Mamba2Mixer:
         rate=read.tensor(f"{name}.A_log", c.heads).exp().neg(),
         step_bias=read.tensor(f"{name}.dt_bias", c.heads),
         skip=read.tensor(f"{name}.D", c.heads),
-        norm=RMSNorm(read.tensor(f"{name}.norm.weight", c.inner).view(c.groups, -1), c.norm_eps),
+        norm=RMSNorm(read.tensor(f"{name}.norm.weight", c.inner).view(c.groups, -1), c.norm_eps) if normed else None,
         out_proj=_projection(read, f"{name}.out_proj", c.hidden, c.inner, c),
     )
 
@@ -108,7 +123,7 @@ class Mamba2:
         self._layers = [
             (
                 RMSNorm(read.tensor(f"backbone.layers.{i}.norm.weight", c.hidden), c.norm_eps),
-                _read_mixer(read, f"backbone.layers.{i}.mixer", c),
+                read_mixer(read, f"backbone.layers.{i}.mixer", c),
             )
             for i in range(c.layers)
         ]

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 # Architecture (HF's name, or the layout's where a format has none) -> "module:function", imported when first needed.
 ARCHITECTURES = {
+    "BambaForCausalLM": "bamba:load",
     "DeltaNetForCausalLM": "delta_net:load",
+    "FalconH1ForCausalLM": "falcon_h1:load",
     "FalconMambaForCausalLM": "falcon_mamba:load",
     "GLAForCausalLM": "gla:load",
     "GatedDeltaNetForCausalLM": "gated_deltanet:load",

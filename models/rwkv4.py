@@ -18,7 +18,7 @@ from ostinato.models.rwkv_layouts import TRANSFORMERS, Renamed, RWKVConfig, read
 
 @dataclass(frozen=True, slots=True)
 class TimeMix4:
-    """Equations 11 to 16 of the paper. mix: [3, C] for k, v, r; decay, bonus: w and u, [attention channels]."""
+    """Section 3.1 of the paper. mix: [3, C] for k, v, r; decay, bonus: w and u, [attention channels]."""
 
     mix: Tensor
     decay: Tensor

@@ -50,7 +50,7 @@ class FixedShift:
 
 @dataclass(frozen=True, slots=True)
 class TimeMix5:
-    """Section 3 of the paper, for both versions. bonus: [heads, key]; the norm normalises heads apart."""
+    """Section 4 of the paper, for both versions. bonus: [heads, key]; the norm normalises heads apart."""
 
     shift: Shift
     key: Linear

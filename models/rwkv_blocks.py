@@ -28,7 +28,7 @@ class TimeMix(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ChannelMix:
-    """Peng et al. 2023, equations 17 to 19. mix: [2, C] for key and receptance."""
+    """Peng et al. 2023, section 3.1: `channel mixing`. mix: [2, C] for key and receptance."""
 
     mix: Tensor
     key: Linear

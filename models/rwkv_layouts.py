@@ -51,7 +51,7 @@ class Names:
             return f"{self.top[stem]}.{kind}"
         rest = original[block.end() :]
         stem = rest
-        while stem not in self.parts:
+        while stem and stem not in self.parts:
             stem = stem.rpartition(".")[0]
         return f"{self.blocks}.{block[1]}.{self.parts[stem]}{rest.removeprefix(stem)}"
 

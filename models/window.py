@@ -61,17 +61,20 @@ def rotate(x: Tensor, turn: Tensor) -> Tensor:
 class Places:
     """Where the tokens of one forward pass are in their sequences.
 
-    past: [B] int64, how many tokens were read before; positions: [T] int64, from 0 on; turn: as `Rotary.at` gives it.
+    past: [B] int64, how many tokens were read before; positions: [T] int64, from 0 on; turn: as `Rotary.at` gives it;
+    far_turn: likewise, for queries that meet sinks, which stay within reach.
     """
 
     past: Tensor
     positions: Tensor
     turn: Tensor | None
+    far_turn: Tensor | None
 
 
-def advance(pool: StateTensors, batch: Packed, tokens: int, rotary: Rotary | None) -> Places:
+def advance(pool: StateTensors, batch: Packed, tokens: int, rotary: Rotary | None, reach: int | None = None) -> Places:
     """Counts `tokens`, those of the batch, in the state's `position`; to be called once in a forward pass.
 
+    reach: of the layers' WindowSizes, where they have sinks.
     Nothing here waits for the device, so that a step can be captured as a CUDA graph.
     """
     position = pool["position"][0]
@@ -82,17 +85,28 @@ def advance(pool: StateTensors, batch: Packed, tokens: int, rotary: Rotary | Non
     order = torch.arange(tokens, dtype=torch.int32, device=past.device)
     sequence = torch.searchsorted(batch.starts[1:], order, right=True)
     positions = order + (past - batch.starts[:-1])[sequence]
-    return Places(past, positions, None if rotary is None else rotary.at(positions))
+    turn = None if rotary is None else rotary.at(positions)
+    far_turn = None if rotary is None or reach is None else rotary.at(positions.clamp(max=reach))
+    return Places(past, positions, turn, far_turn)
 
 
 @dataclass(frozen=True, slots=True)
 class WindowSizes:
-    """Of one layer. window: tokens that a query sees, its own included; kv_heads: heads of keys and of values."""
+    """Of one layer. window: tokens that a query sees, its own included; kv_heads: heads of keys and of values.
+
+    sinks: how many of the window's tokens are the first ones of the sequence (`kernels/attention.py`).
+    """
 
     heads: int
     kv_heads: int
     head: int
     window: int
+    sinks: int = 0
+
+    @property
+    def reach(self) -> int | None:
+        """The largest distance at which a sink is seen; None without sinks."""
+        return self.window - 1 if self.sinks else None
 
     @property
     def joined(self) -> tuple[int, int, int]:
@@ -113,13 +127,15 @@ class WindowAttention:
     """Projections, norms and rotation about `kernels.attention.window_attention`.
 
     qkv: one projection with the outputs of `sizes.joined` side by side. norm: of queries and keys, head by head, before
-    they are turned: [heads + kv_heads, head].
+    they are turned: [heads + kv_heads, head]. key_scale, output_scale: multiply keys and what is projected at the end.
     """
 
     sizes: WindowSizes
     qkv: Linear
     output: Linear
     norm: RMSNorm | None = None
+    key_scale: float = 1.0
+    output_scale: float = 1.0
 
     def __call__(
         self, u: Tensor, batch: Packed, places: Places, keys: Tensor, values: Tensor, residual: Tensor
@@ -134,14 +150,14 @@ class WindowAttention:
         qk = qk.unflatten(-1, (s.heads + s.kv_heads, s.head))
         if self.norm is not None:
             qk = self.norm(qk, torch.float32)
+        far = None if places.far_turn is None else rotate(qk[:, : s.heads], places.far_turn)
         if places.turn is not None:
             qk = rotate(qk, places.turn)
         q, k = qk.split([s.heads, s.kv_heads], dim=1)
         v = v.unflatten(-1, (s.kv_heads, s.head))
-        y = window_attention(
-            q, k.to(keys.dtype), v.to(values.dtype), keys, values, places.past, batch, scale=s.head**-0.5
-        )
-        return self.output(y.flatten(1), residual)
+        k, v, scale = k.to(keys.dtype), v.to(values.dtype), self.key_scale * s.head**-0.5
+        y = window_attention(q, k, v, keys, values, places.past, batch, scale=scale, far=far, sinks=s.sinks).flatten(1)
+        return self.output(y if self.output_scale == 1 else y * self.output_scale, residual)
 
 
 def head_norm(queries: Tensor, keys: Tensor, sizes: WindowSizes, eps: float) -> RMSNorm:
@@ -161,7 +177,7 @@ def read_rotary(config: ConfigReader, head: int, *, base: float, part: float = 1
     of_base, of_part = (newer if newer.has(key) else config for key in ("rope_theta", "partial_rotary_factor"))
     width = of_part.fraction_of(head, "partial_rotary_factor", part)
     of_part.divide("partial_rotary_factor", width, 2)
-    return width, of_base.positive("rope_theta", base)
+    return width, of_base.positive("rope_theta", base, most=1e15)
 
 
 def layer_indices(chosen: Sequence[int]) -> dict[int, int]:

@@ -39,9 +39,10 @@ def chat_router(context: Context) -> APIRouter:
         context.check_model(body.model)
         params = chat_params(context, body)
         states = await job_states(
-            context.states,
+            context,
             request,
             state=body.state,
+            initial=body.initial_state,
             storing=storing_of(body.store),
             caches=body.cache_prompt,
             open_turn=True,

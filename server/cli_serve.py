@@ -20,6 +20,18 @@ DEFAULT_STATE_CACHE = 2**30
 DEFAULT_STATE = 2**30
 
 
+def named_files(options: list[str]) -> dict[str, str]:
+    """`NAME=FILE` by name, and `FILE` alone as the default. Raises BadParameter: a name twice."""
+    found: dict[str, str] = {}
+    for option in options:
+        name, equals, path = option.partition("=")
+        name, path = (name, path) if equals and not Path(option).exists() else ("", option)
+        if name in found:
+            raise typer.BadParameter(f"{f'the name {name!r}' if name else 'a file without a name'} is given twice")
+        found[name] = path
+    return found
+
+
 def default_state_folder() -> str:
     """By the XDG base directory specification: `$XDG_STATE_HOME/ostinato/states`."""
     home = os.environ.get("XDG_STATE_HOME", "")
@@ -41,6 +53,18 @@ MaxBody = Annotated[
 ]
 
 
+AttentionWindow = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens that layers of full attention hold, in models that have such. Default: 4096."),
+]
+InitialStates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--initial-state",
+        metavar="[NAME=]FILE",
+        help="A tuned initial state of RWKV (.pth): every text starts from it; with a name, those that ask for it.",
+    ),
+]
 PrefixCache = Annotated[
     int | None,
     typer.Option(
@@ -83,6 +107,8 @@ def serve(
     batch_invariant: opt.BatchInvariant = False,
     cuda_graphs: opt.CUDAGraphs = True,
     served_model_name: Annotated[str | None, typer.Option(help="Name of the model in the API.")] = None,
+    attention_window: AttentionWindow = None,
+    initial_state: InitialStates = None,
     prefix_cache: PrefixCache = None,
     state_store: StateStores = None,
     state_store_size: StateStoreSize = None,
@@ -104,6 +130,8 @@ def serve(
         max_step_tokens=max_step_tokens,
         max_queue=max_queue,
         threads=threads,
+        attention_window=attention_window,
+        initial_states=named_files(initial_state or []),
         prefix_cache=prefix_cache,
         batch_invariant=batch_invariant,
         cuda_graphs=cuda_graphs,

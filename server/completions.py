@@ -32,9 +32,10 @@ def completions_router(context: Context) -> APIRouter:
         params = completion_params(context, body)
         prompts = await context.encode_prompts(body)
         states = await job_states(
-            context.states,
+            context,
             request,
             state=body.state,
+            initial=body.initial_state,
             storing=storing_of(body.store),
             checkpoints=_checkpoints(body, prompts),
             caches=body.cache_prompt,

@@ -14,11 +14,13 @@ from fastapi import Request
 
 from ostinato.engine.admission import Continuation
 from ostinato.engine.errors import RequestError
+from ostinato.engine.initial_states import InitialState, choose_initial_state
 from ostinato.engine.keeping import Keep
 from ostinato.engine.snapshots import Snapshot
 from ostinato.engine.states import States, Storing
 from ostinato.engine.store import StateRecord
 from ostinato.engine.types import TokenEvent
+from ostinato.server.context import Context
 from ostinato.server.protocol import StoreOptions
 from ostinato.server.replies import StateReply
 
@@ -55,7 +57,7 @@ class JobStates:
 
     start, parent: what it goes on from, and its id. storing: how the state at the end is stored; None: it is not.
     checkpoints: lengths of its prompt at which the state is to be kept, with their names. marks, ends: what was stored
-    of each choice: at checkpoints, in order, and at its end.
+    of each choice: at checkpoints, in order, and at its end. initial: the memory before the first token.
     """
 
     owner: str
@@ -66,6 +68,7 @@ class JobStates:
     checkpoints: Mapping[int, str | None] = field(default_factory=dict)
     caches: bool = True
     open_turn: bool = False
+    initial: InitialState | None = None
     marks: dict[int, list[StateReply]] = field(default_factory=dict)
     ends: dict[int, StateReply] = field(default_factory=dict)
 
@@ -82,7 +85,7 @@ class JobStates:
             private = self.storing.private or (self.start is not None and self.start.log.tokens is None)
             keep = Keep(checkpoints=marks, private=private, open_turn=self.open_turn)
         scope = self.owner if self.caches else None
-        return Continuation(start=self.start, parent=self.parent, keep=keep, scope=scope, checkpoints=marks)
+        return Continuation(self.start, self.parent, keep, scope, marks, self.initial)
 
     def hold(self) -> AbstractContextManager[None]:
         """While this is open, the state that the request goes on from is not evicted."""
@@ -121,22 +124,25 @@ def _is_the_end(event: TokenEvent, snapshot: Snapshot) -> bool:
 
 
 async def job_states(
-    states: States | None,
+    context: Context,
     request: Request,
     *,
     state: str | None,
+    initial: str | None = None,
     storing: Storing | None,
     checkpoints: Mapping[int, str | None] | None = None,
     caches: bool = True,
     open_turn: bool = False,
 ) -> JobStates:
-    """Loads the state that a request goes on from.
+    """Loads the state that a request goes on from; without one, finds the initial state of that name.
 
     Raises:
-        RequestError: this server keeps no states.
+        RequestError: this server keeps no states, or has no such initial state.
         StateNotFoundError, StateDamagedError, SnapshotError: the state cannot be gone on from.
     """
-    owner = owner_of(request)
+    owner, states = owner_of(request), context.states
+    if initial is not None and state is not None:
+        raise RequestError("initial_state: a state has its own beginning; send one of the two", "initial_state")
     if states is None and (state is not None or storing is not None):
         field_name = "state" if state is not None else "store"
         raise RequestError(f"{field_name}: this server keeps no states; start it with --state-store FOLDER", field_name)
@@ -152,6 +158,7 @@ async def job_states(
         checkpoints=checkpoints or {},
         caches=caches,
         open_turn=open_turn,
+        initial=choose_initial_state(context.service.initial_states, initial) if state is None else None,
     )
 
 

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from ostinato.engine.initial_states import DEFAULT
 from ostinato.server.context import Context
 from ostinato.server.errors import NotReadyError
 from ostinato.server.replies import ModelCard, ModelList, Status
@@ -59,4 +60,6 @@ def model_card(context: Context) -> ModelCard:
         weight_bytes=info.weight_bytes,
         batch_invariant=info.batch_invariant,
         has_tokenizer=context.service.tokenizer is not None,
+        attention_window=info.attention_window,
+        initial_states=sorted(name for name in context.service.initial_states if name != DEFAULT),
     )

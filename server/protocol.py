@@ -107,6 +107,7 @@ class SamplingRequest(WireModel):
     ignore_eos: bool = False
     priority: int = Field(0, ge=-(2**31), lt=2**31)
     state: StateId | None = None
+    initial_state: str | None = None
     cache_prompt: bool = True
     user: str | None = None  # OpenAI: a label of the end user, without effect on the answer
 
@@ -166,6 +167,7 @@ class CreateStateRequest(WireModel):
     prompt: str | TokenIds | None = None
     messages: list[ChatMessage] | None = Field(None, min_length=1)
     state: StateId | None = None
+    initial_state: str | None = None
     add_special_tokens: bool = True
     checkpoints: Checkpoints = Field(default_factory=list)
     ttl: TimeToLive | None = None

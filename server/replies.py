@@ -183,6 +183,8 @@ class ModelCard(BaseModel):
     weight_bytes: int
     batch_invariant: bool
     has_tokenizer: bool
+    attention_window: Optional[int] = None
+    initial_states: list[str]
 
 
 class ModelList(BaseModel):

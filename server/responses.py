@@ -80,9 +80,10 @@ async def _states(context: Context, body: ResponseRequest, request: Request, res
         raise RequestError(message, "previous_response_id")
     try:
         return await job_states(
-            context.states,
+            context,
             request,
             state=body.state if previous is None else state_id_of(previous),
+            initial=body.initial_state,
             storing=_storing(context, body, response_id),
             caches=body.cache_prompt,
             open_turn=True,

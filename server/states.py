@@ -11,6 +11,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from ostinato.engine.errors import RequestError
+from ostinato.engine.initial_states import find_initial_state
 from ostinato.engine.states import States, Storing
 from ostinato.engine.store import KEEP, StateRecord
 from ostinato.engine.types import SamplingParams
@@ -41,8 +42,14 @@ def states_router(context: Context) -> APIRouter:
             private=body.private,
             lossy=body.lossy,
         )
+        states_of(context)
         states = await job_states(
-            states_of(context), request, state=body.state, storing=storing, caches=body.cache_prompt
+            context,
+            request,
+            state=body.state,
+            initial=body.initial_state,
+            storing=storing,
+            caches=body.cache_prompt,
         )
         prompt = await _encode(context, body, states)
         job = Job(new_id("state-"), [prompt], READ_ONLY, 1, body.priority, started, states)
@@ -109,6 +116,8 @@ def states_router(context: Context) -> APIRouter:
             parent=None if plan.parent is None else plan.parent.id,
             storing=Storing(expires=expires_in(body.ttl), labels=tuple(dict.fromkeys(body.labels))),
         )
+        if plan.parent is None and plan.initial is not None:
+            job.initial = find_initial_state(context.service.initial_states, plan.initial)
         job_to_run = Job(new_id("state-"), [plan.tokens], READ_ONLY, 1, 0, started, job)
         if plan.parent is not None and not plan.tokens:
             return CreatedState(**card(plan.parent).model_dump(), usage=job_to_run.usage())

@@ -145,6 +145,7 @@ def scripted_service(
         matmul_params=0,
         head_params=0,
         batch_invariant=True,
+        attention_window=None,
         eos_token_ids=frozenset({EOS}),
     )
     return Service(engine, info, tokenizer)

@@ -40,12 +40,15 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
-// Tiles 0-3: sums (2 x 2), 4-5: x, 6-7: weights; all of 16 rows of 64 bytes.
-AMX_FUNCTION inline void configure_tiles() {
+// Tiles 0-3: sums (2 x 2), 4-5: x, 6-7: weights; of 64 bytes in each of 16 rows, or as many rows as x has.
+AMX_FUNCTION inline void configure_tiles(int64_t rows) {
   TileConfig config;
+  const auto first = static_cast<uint8_t>(std::min(rows, kTileRows));
+  const auto second = static_cast<uint8_t>(std::clamp<int64_t>(rows - kTileRows, 1, kTileRows));
+  const uint8_t counts[8] = {first, first, second, second, first, second, 16, 16};
   for (int i = 0; i < 8; ++i) {
     config.bytes_per_row[i] = 64;
-    config.rows[i] = 16;
+    config.rows[i] = counts[i];
   }
   // The compiler's own declaration of the instruction says that it reads eight bytes only.
   __asm__ volatile("" : : "r"(&config) : "memory");
@@ -56,10 +59,13 @@ AMX_FUNCTION inline void release_tiles() { _tile_release(); }
 
 // The processor's own prefetching is too late for tiles. The first rows of a panel wait for its weights, so they fetch
 // them a little ahead; the second ones fetch the next panel. Into the second-level cache: the first one's buffers are few,
-// and the tiles of x pass through them too.
-inline void prefetch_weights(const c10::BFloat16* w, int64_t ahead) {
+// and the tiles of x pass through them too. For the same reason a few lines at a time, between the other instructions.
+template <bool kPrefetch, int64_t kFirst, int64_t kLast>
+inline void fetch_lines(const c10::BFloat16* w, int64_t ahead) {
+  if constexpr (!kPrefetch) return;
   const char* from = reinterpret_cast<const char*>(w) + ahead;
-  for (int64_t line = 0; line < 4 * kTileElements; line += 64) _mm_prefetch(from + line, _MM_HINT_T1);
+#pragma GCC unroll 8
+  for (int64_t line = kFirst; line < kLast; ++line) _mm_prefetch(from + line * 64, _MM_HINT_T1);
 }
 
 // 32 rows by 32 outputs; x and x + x_stride are two rows of tiles, w alternates the panel's two tiles.
@@ -67,13 +73,23 @@ template <bool kPrefetch>
 AMX_FUNCTION void multiply_two(const c10::BFloat16* x, int64_t x_stride, const c10::BFloat16* w, int64_t depth, float* sums,
                                 int64_t ahead) {
   _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-  for (int64_t k = 0; k < depth; ++k) {
-    if constexpr (kPrefetch) prefetch_weights(w + 2 * k * kTileElements, ahead);
-    _tile_loadd(4, x + k * kTileElements, 64);
-    _tile_loadd(5, x + x_stride + k * kTileElements, 64);
-    _tile_loadd(6, w + (2 * k) * kTileElements, 64);
-    _tile_loadd(7, w + (2 * k + 1) * kTileElements, 64);
-    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+  for (int64_t k = 0; k < depth; ++k, x += kTileElements, w += 2 * kTileElements) {
+    fetch_lines<kPrefetch, 0, 4>(w, ahead);
+    _tile_loadd(4, x, 64);
+    fetch_lines<kPrefetch, 4, 8>(w, ahead);
+    _tile_loadd(6, w, 64);
+    fetch_lines<kPrefetch, 8, 12>(w, ahead);
+    _tile_dpbf16ps(0, 4, 6);
+    fetch_lines<kPrefetch, 12, 16>(w, ahead);
+    _tile_loadd(7, w + kTileElements, 64);
+    fetch_lines<kPrefetch, 16, 20>(w, ahead);
+    _tile_dpbf16ps(1, 4, 7);
+    fetch_lines<kPrefetch, 20, 24>(w, ahead);
+    _tile_loadd(5, x + x_stride, 64);
+    fetch_lines<kPrefetch, 24, 28>(w, ahead);
+    _tile_dpbf16ps(2, 5, 6);
+    fetch_lines<kPrefetch, 28, 32>(w, ahead);
+    _tile_dpbf16ps(3, 5, 7);
   }
   _tile_stored(0, sums, kPanel * 4);
   _tile_stored(1, sums + 16, kPanel * 4);
@@ -86,12 +102,17 @@ template <bool kPrefetch>
 AMX_FUNCTION void multiply_one(const c10::BFloat16* x, const c10::BFloat16* w, int64_t depth, float* sums,
                                 int64_t ahead) {
   _tile_zero(0); _tile_zero(1);
-  for (int64_t k = 0; k < depth; ++k) {
-    if constexpr (kPrefetch) prefetch_weights(w + 2 * k * kTileElements, ahead);
-    _tile_loadd(4, x + k * kTileElements, 64);
-    _tile_loadd(6, w + (2 * k) * kTileElements, 64);
-    _tile_loadd(7, w + (2 * k + 1) * kTileElements, 64);
-    _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
+  for (int64_t k = 0; k < depth; ++k, x += kTileElements, w += 2 * kTileElements) {
+    fetch_lines<kPrefetch, 0, 6>(w, ahead);
+    _tile_loadd(4, x, 64);
+    fetch_lines<kPrefetch, 6, 12>(w, ahead);
+    _tile_loadd(6, w, 64);
+    fetch_lines<kPrefetch, 12, 18>(w, ahead);
+    _tile_dpbf16ps(0, 4, 6);
+    fetch_lines<kPrefetch, 18, 25>(w, ahead);
+    _tile_loadd(7, w + kTileElements, 64);
+    fetch_lines<kPrefetch, 25, 32>(w, ahead);
+    _tile_dpbf16ps(1, 4, 7);
   }
   _tile_stored(0, sums, kPanel * 4);
   _tile_stored(1, sums + 16, kPanel * 4);
@@ -161,7 +182,7 @@ inline void amx_product(const at::Tensor& x, const at::Tensor& weight, const flo
   const int64_t block = std::max<int64_t>(2 * kTileRows, fitting);
   const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (depth * kTileElements));
   at::parallel_for(0, panels, grain, [&](int64_t begin, int64_t end) {
-    configure_tiles();
+    configure_tiles(std::min(rows, 2 * kTileRows));
     for (int64_t first = 0; first < rows; first += block)
       for (int64_t panel = begin; panel < end; ++panel) product.panel(panel, first, std::min(first + block, rows));
     release_tiles();

@@ -1,109 +1,32 @@
-// The recurrence of kernels/recurrence.py over packed sequences, in place by slot.
-//
-// Every row v of S [V,K] evolves by itself, so rows are the vector lanes: a task takes a few rows of one head of one
-// sequence, keeps them transposed, as [K, lanes], in its first-level cache and walks all tokens ("head outside, token
-// inside"). Sums over K need no sum over lanes that way, and have one fixed order: kChains partial sums, k by k. What
-// depends on the token but not on the row (exp of decays, normalised keys) is prepared once for a block of tokens.
+// Rows of S and what becomes of them: tiles of S that stay in the first-level cache while tokens pass.
 #pragma once
 
-#include <array>
-#include <type_traits>
-
-#include "packed.h"
-#include "simd.h"
+#include "recurrence_block.h"
 
 namespace ostinato {
-
-enum class Decay { kNone, kScalar, kVector, kMatrix };
-enum class Delta { kNone, kBeta, kGeneral };
-
-constexpr int64_t kTokens = 16;       // tokens that are prepared at a time
-// Of these, tokens that meet a vector of S while it is in a register, and tiles that share what is read of a token: as
-// many as there are registers for, of which exponentials need some too.
-constexpr bool kManyRegisters = kLanes == 16;
-constexpr int64_t tokens_together(Decay decay) { return decay == Decay::kMatrix || !kManyRegisters ? 2 : 4; }
-constexpr int64_t tiles_together(Decay decay) { return decay == Decay::kMatrix || !kManyRegisters ? 1 : 2; }
-constexpr int64_t kChains = 2;        // partial sums of a sum over K
-constexpr int64_t kTileBytes = 16384; // of S, kept in the first-level cache
-constexpr int64_t kLineBytes = kLanes * sizeof(float);
-constexpr float kNormalizeEps = 1e-6f, kLog2E = 1.44269504f;
-
-struct Recurrence {
-  Operand q, k, v, decay, step, beta, a, b, gate;  // decay: factors, per head or per element of K
-  const float *rate, *step_bias, *bonus, *skip;    // parameters, or null; rate and its step_bias: of a matrix decay
-  bool skip_per_row, normalize;
-  float scale;
-  Packed batch;
-  int64_t heads, rows, width;  // rows = V, width = K
-  void* state;                 // [slots,H,V,K]
-  float* y;                    // [T,H,V]
-};
-
-// Everything that a block of tokens shares over the rows of one head: [kTokens, K], or [kTokens].
-struct Block {
-  explicit Block(int64_t width)
-      : k_stride(width), memory(5 * kTokens * width), q(memory.get()), k(q + kTokens * width), d(k + kTokens * width),
-        a(d + kTokens * width), b(a + kTokens * width) {}
-  int64_t k_stride;
-  Floats memory;
-  float *q, *k, *d, *a, *b;
-  std::array<float, kTokens> scalar_decay, scalar_step, beta, bonus;
-};
-
-inline void scale_row(const float* from, float* to, int64_t width, bool normalize, float scale) {
-  if (normalize) {
-    const float squares = sum_row(width, [&](int64_t i, int64_t n) { return load(from + i, n) * load(from + i, n); });
-    scale /= std::sqrt(squares + kNormalizeEps);
-  }
-  map_row(width, [&](int64_t i, int64_t n) { store(to + i, load(from + i, n) * Vec(scale), n); });
-}
-
-template <Decay kDecay, Delta kDelta>
-void prepare(const Recurrence& p, int64_t head, int64_t first, int64_t count, Block& block) {
-  const int64_t width = p.width;
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t t = first + i, at = i * width;
-    scale_row(p.q.at(t, head), &block.q[at], width, p.normalize, p.scale);
-    scale_row(p.k.at(t, head), &block.k[at], width, p.normalize, 1.f);
-    if constexpr (kDecay == Decay::kVector) std::copy_n(p.decay.at(t, head), width, &block.d[at]);
-    if constexpr (kDecay == Decay::kScalar) {
-      block.scalar_decay[i] = *p.decay.at(t, head);
-      block.scalar_step[i] = p.step.data ? *p.step.at(t, head) : 1.f;
-    }
-    if constexpr (kDelta == Delta::kGeneral) {
-      std::copy_n(p.a.at(t, head), width, &block.a[at]);
-      std::copy_n(p.b.at(t, head), width, &block.b[at]);
-    }
-    if constexpr (kDelta == Delta::kBeta) {
-      block.beta[i] = *p.beta.at(t, head);
-      // What the decayed state recalls for k is what the state recalls for D k.
-      map_row(width, [&](int64_t j, int64_t n) {
-        Vec x = load(&block.k[at + j], n);
-        if constexpr (kDecay == Decay::kVector) x = x * load(&block.d[at + j], n);
-        if constexpr (kDecay == Decay::kScalar) x = x * Vec(block.scalar_decay[i]);
-        store(&block.a[at + j], x, n);
-      });
-    }
-    if (p.bonus)
-      block.bonus[i] = sum_row(width, [&](int64_t j, int64_t n) {
-        return load(p.bonus + head * width + j, n) * load(&block.k[at + j], n) * load(&block.q[at + j], n);
-      });
-  }
-}
 
 // kLanes rows of S during a scan: s and (for a matrix decay) rate are [K, kLanes].
 struct Tile {
   float* s;
   const float* rate;
-  const char* ahead;  // what the next task will load, as long as this tile; a step is bound by memory
+  float* values;             // [3, kTokens, kLanes], see below
+  const char* ahead;         // what the next task will load, as long as this tile; a step is bound by memory
   int64_t head, row, count;  // its rows of the head
+
+  // What a token of the block brings to these rows: its value as it enters the state; with a matrix decay, its step size
+  // in units of which 2 is the base; what it reads, before skip and gate.
+  float* v(int64_t i) const { return values + i * kLanes; }
+  float* step(int64_t i) const { return values + (kTokens + i) * kLanes; }
+  float* y(int64_t i) const { return values + (2 * kTokens + i) * kLanes; }
 };
+
+constexpr int64_t kValues = 3 * kTokens * kLanes;  // of a tile
 
 using Chains = std::array<Vec, kChains>;
 
 // Calls visit(k, chain) for all k. The chain is a constant each time, so that the sums stay in registers.
 template <typename F>
-__attribute__((always_inline)) void in_chains(int64_t width, F visit) {
+INLINE void in_chains(int64_t width, F visit) {
   int64_t k = 0;
   for (; k + kChains <= width; k += kChains) {
     visit(k, std::integral_constant<int64_t, 0>());
@@ -113,43 +36,48 @@ __attribute__((always_inline)) void in_chains(int64_t width, F visit) {
 }
 
 inline Chains zero_chains() { return {Vec(0.f), Vec(0.f)}; }
-inline Vec total(const Chains& x) { return x[0] + x[1]; }
+INLINE Vec total(const Chains& x) { return x[0] + x[1]; }
 
-// What a token brings to the rows of a tile: its value as read (x), as it enters the state (v), and the step size in
-// units of which 2 is the base.
-struct Values {
-  Vec x, v, step;
-};
-
+// What tokens bring to a tile, before all of them: one function of many elements, none of which waits for another.
 template <Decay kDecay>
-Values read_values(const Recurrence& p, const Tile& tile, const Block& block, int64_t i, int64_t t) {
-  const Vec x = load(p.v.at(t, tile.head) + tile.row, tile.count);
-  if constexpr (kDecay == Decay::kMatrix) {
-    Vec step = load(p.step.at(t, tile.head) + tile.row, tile.count);
-    if (p.step_bias) step = softplus(step + load(p.step_bias + tile.head * p.rows + tile.row, tile.count));
-    return {x, x * step, step * Vec(kLog2E)};
+void read_values(const Recurrence& p, const Tile& tile, const Block& block, int64_t first, int64_t count) {
+  const auto row = [&](const Operand& x, int64_t i) { return load(x.at(first + i, tile.head) + tile.row, tile.count); };
+  const Vec bias = p.step_bias ? load(p.step_bias + tile.head * p.rows + tile.row, tile.count) : Vec(0.f);
+  for (int64_t i = 0; i < count; ++i) {
+    const Vec x = row(p.v, i);
+    if constexpr (kDecay == Decay::kMatrix) {
+      Vec step = row(p.step, i);
+      if (p.step_bias) step = softplus(step + bias);
+      (x * step).store(tile.v(i)), (step * Vec(kLog2E)).store(tile.step(i));
+    } else {
+      (kDecay == Decay::kScalar ? x * Vec(block.scalar_step[i]) : x).store(tile.v(i));
+    }
   }
-  if constexpr (kDecay == Decay::kScalar) return {x, x * Vec(block.scalar_step[i]), Vec(0.f)};
-  return {x, x, Vec(0.f)};
 }
 
-inline void write_output(const Recurrence& p, const Tile& tile, const Block& block, int64_t i, int64_t t, const Values& values,
-                  Vec y) {
-  if (p.bonus) y = at::vec::fmadd(values.v, Vec(block.bonus[i]), y);
-  if (p.skip) {
-    const Vec skip = p.skip_per_row ? load(p.skip + tile.head * p.rows + tile.row, tile.count) : Vec(p.skip[tile.head]);
-    y = at::vec::fmadd(values.x, skip, y);
+// And what they read, after all of them.
+inline void write_outputs(const Recurrence& p, const Tile& tile, const Block& block, int64_t first, int64_t count) {
+  const auto row = [&](const Operand& x, int64_t t) { return load(x.at(t, tile.head) + tile.row, tile.count); };
+  Vec skip(0.f);
+  if (p.skip) skip = p.skip_per_row ? load(p.skip + tile.head * p.rows + tile.row, tile.count) : Vec(p.skip[tile.head]);
+  for (int64_t i = 0, t = first; i < count; ++i, ++t) {
+    Vec y = Vec::loadu(tile.y(i));
+    if (p.bonus) y = at::vec::fmadd(Vec::loadu(tile.v(i)), Vec(block.bonus[i]), y);
+    if (p.skip) y = at::vec::fmadd(row(p.v, t), skip, y);
+    if (p.gate.data) y = y * silu(row(p.gate, t));
+    store(p.y + (t * p.heads + tile.head) * p.rows + tile.row, y, tile.count);
   }
-  if (p.gate.data) y = y * silu(load(p.gate.at(t, tile.head) + tile.row, tile.count));
-  store(p.y + (t * p.heads + tile.head) * p.rows + tile.row, y, tile.count);
 }
+
+// exp of a step, in units of which 2 is the base, times a rate.
+INLINE Vec decay_factor(Vec step, Vec rate) { return exp2(step * rate); }
 
 // D s for one element of K: `at` is its place in the block, `rate` the lanes' rates.
 template <Decay kDecay>
-Vec decayed(Vec s, const Block& block, int64_t i, int64_t at, const float* rate, Vec step) {
+INLINE Vec decayed(Vec s, const Block& block, int64_t i, int64_t at, const float* rate, Vec step) {
   if constexpr (kDecay == Decay::kScalar) return s * Vec(block.scalar_decay[i]);
   if constexpr (kDecay == Decay::kVector) return s * Vec(block.d[at]);
-  if constexpr (kDecay == Decay::kMatrix) return s * exp2(step * Vec::loadu(rate));
+  if constexpr (kDecay == Decay::kMatrix) return s * decay_factor(step, Vec::loadu(rate));
   return s;
 }
 
@@ -157,17 +85,18 @@ Vec decayed(Vec s, const Block& block, int64_t i, int64_t at, const float* rate,
 template <int64_t kTiles>
 using Tiles = std::array<Tile, kTiles>;
 
-// kCount tokens, from token i of the block (token t of the batch), without a delta term: they follow each other on
-// every vector of S while it is in a register, which changes no bit.
+// kCount tokens, from token i of the block, without a delta term: they follow each other on every vector of S while it
+// is in a register, which changes no bit.
 template <typename State, Decay kDecay, bool kBonus, int64_t kTiles, int64_t kCount>
-void advance(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block, int64_t i, int64_t t) {
-  std::array<std::array<Values, kTiles>, kCount> values;
+void advance(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block, int64_t i) {
+  std::array<std::array<Vec, kTiles>, kCount> v, step;
   std::array<std::array<Chains, kTiles>, kCount> y;
 #pragma GCC unroll 4
   for (int64_t n = 0; n < kCount; ++n)
 #pragma GCC unroll 2
     for (int64_t j = 0; j < kTiles; ++j) {
-      values[n][j] = read_values<kDecay>(p, tiles[j], block, i + n, t + n);
+      v[n][j] = Vec::loadu(tiles[j].v(i + n));
+      if constexpr (kDecay == Decay::kMatrix) step[n][j] = Vec::loadu(tiles[j].step(i + n));
       y[n][j] = zero_chains();
     }
   in_chains(p.width, [&](int64_t k, auto chain) __attribute__((always_inline)) {
@@ -181,8 +110,8 @@ void advance(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block
 #pragma GCC unroll 2
       for (int64_t j = 0; j < kTiles; ++j) {
         if constexpr (kBonus) y[n][j][chain] = at::vec::fmadd(s[j], query, y[n][j][chain]);
-        s[j] = decayed<kDecay>(s[j], block, i + n, at, tiles[j].rate + k * kLanes, values[n][j].step);
-        s[j] = rounded<State>(at::vec::fmadd(values[n][j].v, key, s[j]));
+        s[j] = decayed<kDecay>(s[j], block, i + n, at, tiles[j].rate + k * kLanes, step[n][j]);
+        s[j] = rounded<State>(at::vec::fmadd(v[n][j], key, s[j]));
         if constexpr (!kBonus) y[n][j][chain] = at::vec::fmadd(s[j], query, y[n][j][chain]);
       }
     }
@@ -192,21 +121,19 @@ void advance(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block
 #pragma GCC unroll 4
   for (int64_t n = 0; n < kCount; ++n)
 #pragma GCC unroll 2
-    for (int64_t j = 0; j < kTiles; ++j)
-      write_output(p, tiles[j], block, i + n, t + n, values[n][j], total(y[n][j]));
+    for (int64_t j = 0; j < kTiles; ++j) total(y[n][j]).store(tiles[j].y(i + n));
 }
 
 // One token with a delta term. `recalled` is S a of this token; becomes that of the next one if it is in the block.
 template <typename State, Decay kDecay, Delta kDelta, int64_t kTiles>
-void advance_delta(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block, int64_t i, int64_t t,
-                   bool has_next, std::array<Vec, kTiles>& recalled) {
-  std::array<Values, kTiles> values;
+void advance_delta(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block, int64_t i, bool has_next,
+                   std::array<Vec, kTiles>& recalled) {
   std::array<Vec, kTiles> v;
   std::array<Chains, kTiles> y, u;
 #pragma GCC unroll 2
   for (int64_t j = 0; j < kTiles; ++j) {
-    values[j] = read_values<kDecay>(p, tiles[j], block, i, t);
-    v[j] = kDelta == Delta::kBeta ? (values[j].x - recalled[j]) * Vec(block.beta[i]) : values[j].v;
+    v[j] = Vec::loadu(tiles[j].v(i));
+    if constexpr (kDelta == Delta::kBeta) v[j] = (v[j] - recalled[j]) * Vec(block.beta[i]);
     y[j] = u[j] = zero_chains();
   }
   const int64_t next = has_next ? block.k_stride : 0;
@@ -225,7 +152,7 @@ void advance_delta(const Recurrence& p, const Tiles<kTiles>& tiles, const Block&
   });
 #pragma GCC unroll 2
   for (int64_t j = 0; j < kTiles; ++j) {
-    write_output(p, tiles[j], block, i, t, values[j], total(y[j]));
+    total(y[j]).store(tiles[j].y(i));
     recalled[j] = total(u[j]);
   }
 }
@@ -239,25 +166,27 @@ inline Vec recall(const Tile& tile, const Block& block, int64_t width) {
 }
 
 template <typename State, Decay kDecay, bool kBonus, int64_t kTiles>
-void advance_plain(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block, int64_t first, int64_t count) {
+void advance_plain(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block, int64_t count) {
   constexpr int64_t kTogether = tokens_together(kDecay);
   int64_t i = 0;
-  for (; i + kTogether <= count; i += kTogether)
-    advance<State, kDecay, kBonus, kTiles, kTogether>(p, tiles, block, i, first + i);
-  for (; i < count; ++i) advance<State, kDecay, kBonus, kTiles, 1>(p, tiles, block, i, first + i);
+  for (; i + kTogether <= count; i += kTogether) advance<State, kDecay, kBonus, kTiles, kTogether>(p, tiles, block, i);
+  for (; i < count; ++i) advance<State, kDecay, kBonus, kTiles, 1>(p, tiles, block, i);
 }
 
+// A block of tokens, the first of which is token `first` of the batch.
 template <typename State, Decay kDecay, Delta kDelta, int64_t kTiles>
 void advance_block(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block, int64_t first, int64_t count) {
+  for (const Tile& tile : tiles) read_values<kDecay>(p, tile, block, first, count);
   if constexpr (kDelta == Delta::kNone) {
-    p.bonus ? advance_plain<State, kDecay, true, kTiles>(p, tiles, block, first, count)
-            : advance_plain<State, kDecay, false, kTiles>(p, tiles, block, first, count);
+    p.bonus ? advance_plain<State, kDecay, true, kTiles>(p, tiles, block, count)
+            : advance_plain<State, kDecay, false, kTiles>(p, tiles, block, count);
   } else {
     std::array<Vec, kTiles> recalled;
     for (int64_t j = 0; j < kTiles; ++j) recalled[j] = recall(tiles[j], block, p.width);
     for (int64_t i = 0; i < count; ++i)
-      advance_delta<State, kDecay, kDelta, kTiles>(p, tiles, block, i, first + i, i + 1 < count, recalled);
+      advance_delta<State, kDecay, kDelta, kTiles>(p, tiles, block, i, i + 1 < count, recalled);
   }
+  for (const Tile& tile : tiles) write_outputs(p, tile, block, first, count);
 }
 
 }  // namespace ostinato

@@ -1,4 +1,5 @@
-// The ring of a sliding window: the row of position p is row p % W of a slot (kernels/attention.py).
+// The ring of a sliding window (kernels/attention.py): position p < S lies in row p of a slot, any other one in row
+// S + (p - S) % (W - S), where S is the number of sinks.
 #pragma once
 
 #include <cstring>
@@ -13,7 +14,11 @@ template <typename T>
 struct Memory {
   T* ring;
   const T* fresh;
-  int64_t token_stride, window, groups, width;
+  int64_t token_stride, window, sinks, groups, width;
+
+  int64_t index(int64_t position) const {
+    return position < sinks ? position : sinks + (position - sinks) % (window - sinks);
+  }
 
   T* row(int64_t slot, int64_t index) const { return ring + (slot * window + index) * groups * width; }
 };
@@ -26,22 +31,24 @@ struct Sequence {
 // f(position, its row of the ring, where it is now) for the positions [from, to), some of which may lie in the past.
 template <typename T, typename F>
 void for_each_position(const Memory<T>& memory, const Sequence& s, int64_t from, int64_t to, F f) {
-  int64_t index = from % memory.window;
-  for (int64_t position = from; position < to; ++position, index = index + 1 == memory.window ? 0 : index + 1)
+  int64_t index = memory.index(from);
+  for (int64_t position = from; position < to; ++position, index = index + 1 == memory.window ? memory.sinks : index + 1)
     f(position, index, position < s.past ? memory.row(s.src, index)
                                          : memory.fresh + (s.start + position - s.past) * memory.token_stride);
 }
 
-// Leaves the last W positions in the destination. Not before all have read: a position may overwrite one that an
+// Leaves the sinks and the last W - S positions in the destination. Not before all have read: a position may overwrite one that an
 // earlier token of the same chunk sees.
 template <typename T>
 void write_ring(const Memory<T>& memory, const Sequence& s) {
   if (s.dst < 0) return;
-  const int64_t end = s.past + s.length, oldest = std::max<int64_t>(0, end - memory.window);
-  for_each_position(memory, s, s.src == s.dst ? std::max(oldest, s.past) : oldest, end,
-                    [&](int64_t, int64_t index, const T* row) {
-                      std::memcpy(memory.row(s.dst, index), row, sizeof(T) * memory.groups * memory.width);
-                    });
+  const int64_t end = s.past + s.length, oldest = std::max<int64_t>(0, end - memory.window + memory.sinks);
+  const int64_t missing = s.src == s.dst ? s.past : 0;  // what is before it is in place already
+  const auto copy = [&](int64_t, int64_t index, const T* row) {
+    std::memcpy(memory.row(s.dst, index), row, sizeof(T) * memory.groups * memory.width);
+  };
+  for_each_position(memory, s, missing, std::min(memory.sinks, oldest), copy);
+  for_each_position(memory, s, std::max(oldest, missing), end, copy);
 }
 
 inline std::vector<Sequence> sequences_of(const Packed& batch, const at::Tensor& past) {

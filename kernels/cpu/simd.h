@@ -19,6 +19,9 @@
 #include <tuple>
 #include <type_traits>
 
+// A call would spill every vector register.
+#define INLINE __attribute__((always_inline)) inline
+
 namespace ostinato {
 
 using Vec = at::vec::Vectorized<float>;
@@ -36,10 +39,10 @@ struct Floats {
 
 inline int64_t lanes_left(int64_t i, int64_t n) { return n - i < kLanes ? n - i : kLanes; }
 
-inline Vec load(const float* p, int64_t count) { return count == kLanes ? Vec::loadu(p) : Vec::loadu(p, count); }
+INLINE Vec load(const float* p, int64_t count) { return count == kLanes ? Vec::loadu(p) : Vec::loadu(p, count); }
 
 template <typename T>
-Vec load(const T* p, int64_t count) {
+INLINE Vec load(const T* p, int64_t count) {
   if constexpr (std::is_same_v<T, c10::BFloat16>) {
     if (count == kLanes) {
       Vec x;
@@ -52,10 +55,10 @@ Vec load(const T* p, int64_t count) {
   return Vec::loadu(buffer);
 }
 
-inline void store(float* p, Vec x, int64_t count) { x.store(p, count); }
+INLINE void store(float* p, Vec x, int64_t count) { x.store(p, count); }
 
 template <typename T>
-void store(T* p, Vec x, int64_t count) {
+INLINE void store(T* p, Vec x, int64_t count) {
   if constexpr (std::is_same_v<T, c10::BFloat16>) {
 #if defined(__AVX512BF16__)
     return _mm256_mask_storeu_epi16(p, (1u << count) - 1, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)));
@@ -78,14 +81,14 @@ inline float sum_lanes(Vec x) {
 
 // Sum of f(i, count) over the row [0, n), where f returns one vector whose lanes past `count` are zero.
 template <typename F>
-float sum_row(int64_t n, F f) {
+INLINE float sum_row(int64_t n, F f) {
   Vec total(0.f);
   for (int64_t i = 0; i < n; i += kLanes) total = total + f(i, lanes_left(i, n));
   return sum_lanes(total);
 }
 
 template <typename F>
-void map_row(int64_t n, F f) {
+INLINE void map_row(int64_t n, F f) {
   for (int64_t i = 0; i < n; i += kLanes) f(i, lanes_left(i, n));
 }
 
@@ -104,7 +107,7 @@ inline RowMoments row_moments(const float* x, int64_t width, float eps) {
 
 // x as it is after having been stored as T.
 template <typename T>
-Vec rounded(Vec x) {
+INLINE Vec rounded(Vec x) {
   if constexpr (std::is_same_v<T, float>) return x;
   if constexpr (std::is_same_v<T, c10::BFloat16>) {
 #if defined(__AVX512BF16__)
@@ -165,7 +168,7 @@ inline void transpose(const float* src, int64_t src_stride, float* dst, int64_t 
 }
 
 // p * 2^n for integral n; zero where that is below the normal numbers, infinite where it is above them.
-inline Vec scale_by_power(Vec p, Vec n) {
+INLINE Vec scale_by_power(Vec p, Vec n) {
 #if defined(CPU_CAPABILITY_AVX512)
   // Denormal numbers would slow down whatever reads them. The comparison lets NaN through.
   return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(n, Vec(-126.f), _CMP_NLT_UQ), p, n);
@@ -181,7 +184,7 @@ inline Vec scale_by_power(Vec p, Vec n) {
 }
 
 // e^x within 2 units in the last place: 2^n e^r with |r| <= ln(2) / 2. e^r - 1 - r is r^2 times a polynomial (Cephes).
-inline Vec exp(Vec x) {
+INLINE Vec exp(Vec x) {
   x = at::vec::clamp(x, Vec(-150.f), Vec(150.f));
   const Vec n = (x * Vec(1.442695041f)).round();
   Vec r = at::vec::fmadd(n, Vec(-0.693359375f), x);
@@ -194,7 +197,7 @@ inline Vec exp(Vec x) {
 
 // 2^x within 1.5 units in the last place: 2^n 2^f with |f| <= 1/2, by the polynomial with p(0) = 1 whose largest
 // relative error is least.
-inline Vec exp2(Vec x) {
+INLINE Vec exp2(Vec x) {
   const Vec n = x.round(), f = x - n;
   Vec p(1.3264735e-3f);
   for (const float c : {9.6715176e-3f, 5.5507340e-2f, 2.4022242e-1f, 6.9314700e-1f, 1.f})
@@ -203,7 +206,7 @@ inline Vec exp2(Vec x) {
 }
 
 // a / x for 1 <= x, within 2 units in the last place: a division occupies its unit for as long as this takes in all.
-inline Vec divided(Vec a, Vec x) {
+INLINE Vec divided(Vec a, Vec x) {
 #if defined(CPU_CAPABILITY_AVX512)
   // Newton's method from an estimate; scaled by 2^-64, so that nothing leaves the normal numbers on the way.
   const Vec power(5.42101086e-20f), one(1.f), negative = x * power.neg();
@@ -217,8 +220,8 @@ inline Vec divided(Vec a, Vec x) {
 #endif
 }
 
-inline Vec sigmoid(Vec x) { return divided(Vec(1.f), Vec(1.f) + exp(x.neg())); }
-inline Vec silu(Vec x) { return divided(x, Vec(1.f) + exp(x.neg())); }
+INLINE Vec sigmoid(Vec x) { return divided(Vec(1.f), Vec(1.f) + exp(x.neg())); }
+INLINE Vec silu(Vec x) { return divided(x, Vec(1.f) + exp(x.neg())); }
 
 // GELU in its tanh form, x (1 + tanh u) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3): that is x / (1 + e^-2u).
 inline Vec gelu(Vec x) {
@@ -228,7 +231,7 @@ inline Vec gelu(Vec x) {
 
 // log(1 + u) for 0 <= u <= 1: twice the inverse hyperbolic tangent of u / (2 + u), by its Taylor series; of a small u
 // the square could underflow, which is slow, and does not count.
-inline Vec log1p_of_unit(Vec u) {
+INLINE Vec log1p_of_unit(Vec u) {
   const Vec s = u / (u + Vec(2.f)), visible = at::vec::maximum(s, Vec(1e-10f)), z = visible * visible;
   Vec p(1.f / 15);
   for (const float c : {1.f / 13, 1.f / 11, 1.f / 9, 1.f / 7, 1.f / 5, 1.f / 3}) p = at::vec::fmadd(p, z, Vec(c));
@@ -236,6 +239,6 @@ inline Vec log1p_of_unit(Vec u) {
 }
 
 // log(1 + e^x) = max(x, 0) + log(1 + e^-|x|).
-inline Vec softplus(Vec x) { return at::vec::maximum(x, Vec(0.f)) + log1p_of_unit(exp(x.abs().neg())); }
+INLINE Vec softplus(Vec x) { return at::vec::maximum(x, Vec(0.f)) + log1p_of_unit(exp(x.abs().neg())); }
 
 }  // namespace ostinato

@@ -15,17 +15,46 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ostinato.kernels.gpu.attention_launch import launch_attention, launch_combine
 from ostinato.kernels.gpu.compile import CompileCase
-from ostinato.kernels.gpu.launch import Launch
-from ostinato.kernels.gpu.mode import batch_invariant
 from ostinato.kernels.gpu.ring import write_ring
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
+@triton.jit
+def _meet(
+    queries: tl.tensor,
+    key_at: tl.tensor,
+    value_at: tl.tensor,
+    exists: tl.tensor,
+    seen: tl.tensor,
+    scale: tl.tensor,
+    largest: tl.tensor,
+    total: tl.tensor,
+    result: tl.tensor,
+    WIDEN: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Takes a block of keys and values into the running softmax (Milakov and Gimelshein 2018, section 3)."""
+    key = tl.load(key_at, mask=exists, other=0.0)
+    if WIDEN:
+        key = key.to(tl.float32)
+    scores = tl.dot(queries, key.T, input_precision="ieee") * (scale * LOG2_E)
+    scores = tl.where(seen, scores, float("-inf"))
+    higher = tl.maximum(largest, tl.max(scores, 1))
+    shift = tl.where(higher == float("-inf"), 0.0, higher)
+    weights = tl.exp2(scores - shift[:, None])
+    shrink = tl.exp2(largest - shift)
+    total = total * shrink + tl.sum(weights, 1)
+    value = tl.load(value_at, mask=exists, other=0.0)
+    result = tl.dot(weights.to(value.dtype), value, result * shrink[:, None], input_precision="ieee")
+    return higher, total, result
+
+
 @triton.jit(do_not_specialize=["scale"])
 def window_attention_kernel(
     q: tl.tensor,
+    far: tl.tensor,
     k: tl.tensor,
     v: tl.tensor,
     keys: tl.tensor,
@@ -40,7 +69,9 @@ def window_attention_kernel(
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
     WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
     Q_TOKEN: tl.constexpr,
+    FAR_TOKEN: tl.constexpr,
     K_TOKEN: tl.constexpr,
     V_TOKEN: tl.constexpr,
     WIDEN: tl.constexpr,
@@ -50,12 +81,13 @@ def window_attention_kernel(
     COLUMNS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
-    """Grid (sequences times key heads, row tiles, parts). Q_TOKEN, K_TOKEN, V_TOKEN are strides of tokens.
+    """Grid (sequences times key heads, row tiles, parts). Q_TOKEN, FAR_TOKEN, K_TOKEN, V_TOKEN are strides of tokens.
 
     Where PARTS is 1, y is [T, H, D]. Otherwise it is [T, H, PARTS, D], not divided by the sum of weights, and
     sums [T, H, PARTS, 2] gets each part's largest score (in powers of two) and sum of weights.
     """
     SHARED: tl.constexpr = HEADS // GROUPS
+    RECENT: tl.constexpr = WINDOW - SINKS
     sequence, group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     start = tl.load(starts + sequence).to(tl.int64)
     length = (tl.load(starts + sequence + 1) - start).to(tl.int32)
@@ -66,10 +98,10 @@ def window_attention_kernel(
     read = tl.where(slot < 0, 0, tl.load(past + sequence).to(tl.int64))
     last_token = tl.minimum((tl.program_id(1) * ROWS + ROWS - 1) // SHARED, length - 1)
     # From here on positions count from `origin`, and are small.
-    oldest = tl.maximum(read + first_token - (WINDOW - 1), 0)
+    oldest = tl.maximum(read + first_token - (RECENT - 1), SINKS)
     origin = oldest // COLUMNS * COLUMNS
     begin, now = (oldest - origin).to(tl.int32), (read - origin).to(tl.int32)
-    origin_row = (origin % WINDOW).to(tl.int32)
+    begin_row = ((oldest - SINKS) % RECENT).to(tl.int32)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     token, head = row // SHARED, group * SHARED + row % SHARED
     column, d = tl.arange(0, COLUMNS), tl.arange(0, BLOCK_D)
@@ -83,29 +115,36 @@ def window_attention_kernel(
     largest = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     result = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    if SINKS > 0 and tl.program_id(2) == 0:
+        far_at = far + (start + token)[:, None] * FAR_TOKEN + head[:, None] * WIDTH + d[None, :]
+        distant = tl.load(far_at, mask=row_exists[:, None] & inside, other=0.0)
+        if WIDEN:
+            distant = distant.to(tl.float32)
+        for block in range(0, SINKS, COLUMNS):
+            position = (block + column).to(tl.int64)
+            sink = position < tl.minimum(read + last_token + 1, SINKS)
+            remembered = (sink & (position < read))[:, None] & inside
+            ring_row, chunk_row = ring + position[:, None] * (GROUPS * WIDTH), (start + position - read)[:, None]
+            key_at = tl.where(remembered, keys + ring_row, k + chunk_row * K_TOKEN + new)
+            value_at = tl.where(remembered, values + ring_row, v + chunk_row * V_TOKEN + new)
+            seen = sink[None, :] & (position[None, :] <= (read + token)[:, None])
+            largest, total, result = _meet(
+                distant, key_at, value_at, sink[:, None] & inside, seen, scale, largest, total, result, WIDEN
+            )
     end = now + last_token + 1
     for block in range(tl.program_id(2) * PART, tl.minimum(end, (tl.program_id(2) + 1) * PART), COLUMNS):
         at = block + column
         remembered = ((at >= begin) & (at < now))[:, None] & inside
         fresh = ((at >= begin) & (at >= now) & (at < end))[:, None] & inside
-        ring_row = ring + ((origin_row + at) % WINDOW)[:, None] * (GROUPS * WIDTH)
+        ring_row = ring + (SINKS + (begin_row + at - begin) % RECENT)[:, None] * (GROUPS * WIDTH)
         chunk_row = start + (at - now)[:, None]
         key_at = tl.where(remembered, keys + ring_row, k + chunk_row * K_TOKEN + new)
-        key = tl.load(key_at, mask=remembered | fresh, other=0.0)
-        if WIDEN:
-            key = key.to(tl.float32)
-        scores = tl.dot(queries, key.T, input_precision="ieee") * (scale * LOG2_E)
-        back = (now + token)[:, None] - at[None, :]
-        scores = tl.where((back >= 0) & (back < WINDOW), scores, float("-inf"))
-        higher = tl.maximum(largest, tl.max(scores, 1))
-        shift = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores - shift[:, None])
-        shrink = tl.exp2(largest - shift)
-        total = total * shrink + tl.sum(weights, 1)
         value_at = tl.where(remembered, values + ring_row, v + chunk_row * V_TOKEN + new)
-        value = tl.load(value_at, mask=remembered | fresh, other=0.0)
-        result = tl.dot(weights.to(value.dtype), value, result * shrink[:, None], input_precision="ieee")
-        largest = higher
+        back = (now + token)[:, None] - at[None, :]
+        seen = (back >= 0) & (back < RECENT) & (at >= begin)[None, :]
+        largest, total, result = _meet(
+            queries, key_at, value_at, remembered | fresh, seen, scale, largest, total, result, WIDEN
+        )
     out = ((start + token) * HEADS + head) * PARTS + tl.program_id(2)
     if PARTS == 1:
         result /= tl.where(row_exists, total, 1.0)[:, None]
@@ -149,85 +188,48 @@ def window_attention(
     starts: Tensor,
     longest: int,
     scale: float,
+    far: Tensor | None = None,
+    sinks: int = 0,
 ) -> Tensor:
     """`ostinato::window_attention`: see `ostinato.kernels.attention`."""
     y = torch.empty(q.shape, dtype=torch.float32, device=q.device)
     if y.numel():
-        launch, rows = _launch(q, k, v, keys, longest), q.shape[1] // k.shape[1] * longest
+        far = q if far is None else far
+        launch, rows = launch_attention(q, far, k, v, keys, longest, sinks), q.shape[1] // k.shape[1] * longest
         parts = launch.constexprs["PARTS"]
         grid = (src.numel() * k.shape[1], triton.cdiv(rows, launch.constexprs["ROWS"]), parts)
         partial, sums = (y, y) if parts == 1 else (y.new_empty((*y.shape[:2], parts, n)) for n in (y.shape[2], 2))
         window_attention_kernel[grid](
-            q, k, v, keys, values, past, src, starts, partial, sums, scale, **launch.arguments()
+            q, far, k, v, keys, values, past, src, starts, partial, sums, scale, **launch.arguments()
         )
         if parts > 1:
-            combine = _launch_combine(y.shape[2], parts)
+            combine = launch_combine(y.shape[2], parts)
             combine_parts_kernel[(y.shape[0] * y.shape[1],)](partial, sums, y, **combine.arguments())
-    write_ring(k, v, keys, values, past, src, dst, starts)
+    write_ring(k, v, keys, values, past, src, dst, starts, sinks)
     return y
 
 
-_PART = 256  # positions: enough programs for one sequence, and few enough partial results
-_ALL = 1 << 30
-
-
-def _launch(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, longest: int) -> Launch:
-    """In the batch-invariant mode nothing here depends on how many tokens there are."""
-    (heads, width), (window, groups), widen = q.shape[1:], keys.shape[1:3], q.dtype != k.dtype
-    step = longest <= 1 and not batch_invariant()
-    scan_rows, columns, step_warps = _tile(width, 4 if widen else k.element_size())
-    reach = window + columns - 1  # of one query, from the start of its first block
-    constexprs = {
-        "HEADS": heads,
-        "GROUPS": groups,
-        "WIDTH": width,
-        "WINDOW": window,
-        "Q_TOKEN": q.stride(0),
-        "K_TOKEN": k.stride(0),
-        "V_TOKEN": v.stride(0),
-        "WIDEN": widen,
-        "PART": _PART if step else _ALL,
-        "PARTS": triton.cdiv(reach, _PART) if step else 1,
-        "ROWS": 16 if step else scan_rows,
-        "COLUMNS": columns,
-        "BLOCK_D": max(16, triton.next_power_of_2(width)),
-    }
-    return Launch(constexprs, num_warps=step_warps if step else 8, num_stages=2)
-
-
-def _tile(width: int, bytes_per_element: int) -> tuple[int, int, int]:
-    """Rows of a scan's tile, columns, and a step's warps: what the registers of every GPU hold."""
-    if bytes_per_element == 2:
-        return (64, 64, 4) if width <= 128 else (64, 32, 8)
-    return (32, 32, 8) if width <= 128 else (16, 16, 8)
-
-
-def _launch_combine(width: int, parts: int) -> Launch:
-    blocks = {"BLOCK_P": triton.next_power_of_2(parts), "BLOCK_D": triton.next_power_of_2(width)}
-    return Launch({"WIDTH": width, "PARTS": parts} | blocks, num_warps=4)
-
-
 def compile_cases() -> list[CompileCase]:
-    """RecurrentGemma-2b, where ten heads share a key head of 256, and Samba, which has 18 heads of 128."""
-    shapes = [(10, 1, 256), (18, 18, 128)]
+    """RecurrentGemma-2b, where ten heads share a key head of 256, Samba with 18 heads of 128, and Bamba with sinks."""
+    shapes = [(10, 1, 256, 0), (18, 18, 128, 0), (32, 8, 128, 4)]
     return [case for shape in shapes for dtype in _TYPES for case in _cases(*shape, dtype)]
 
 
 _TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
 
 
-def _cases(heads: int, groups: int, width: int, dtype: torch.dtype) -> list[CompileCase]:
+def _cases(heads: int, groups: int, width: int, sinks: int, dtype: torch.dtype) -> list[CompileCase]:
     """A window of 2048; q, k and v are parts of one projection."""
-    name = f"window_attention {heads}/{groups}x{width} {_TYPES[dtype][1:]}"
+    name = f"window_attention {heads}/{groups}x{width} {_TYPES[dtype][1:]}" + (f" {sinks} sinks" if sinks else "")
     fused = torch.empty(1, heads + 2 * groups, width, dtype=dtype, device="meta")
     q, k, v = fused.split([heads, groups, groups], dim=1)
     keys = torch.empty(1, 2048, groups, width, dtype=dtype, device="meta")
-    operands = dict.fromkeys(("q", "k", "v", "keys", "values"), _TYPES[dtype])
+    operands = dict.fromkeys(("q", "far", "k", "v", "keys", "values"), _TYPES[dtype])
     slots = dict.fromkeys(("past", "src", "dst", "starts"), "*i32")
     results = {"parts": "*fp32", "sums": "*fp32", "y": "*fp32", "scale": "fp32"}
     signature = operands | slots | results
-    step, scan = _launch(q, k, v, keys, 1), _launch(q, k, v, keys, 512)
-    combine = _launch_combine(width, step.constexprs["PARTS"])
+    step, scan = (launch_attention(q, q, k, v, keys, longest, sinks) for longest in (1, 512))
+    combine = launch_combine(width, step.constexprs["PARTS"])
     return [
         CompileCase.of(f"{name} step", window_attention_kernel, signature, step),
         CompileCase.of(f"{name} scan", window_attention_kernel, signature, scan),

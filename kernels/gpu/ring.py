@@ -1,4 +1,4 @@
-"""The ring of a sliding window: what a call leaves in it. The row of position p is row p % W of a slot."""
+"""The ring of a sliding window: what a call leaves in it. `ostinato.kernels.attention` says which row is whose."""
 
 import torch
 import triton
@@ -7,6 +7,20 @@ from torch import Tensor
 
 from ostinato.kernels.gpu.compile import CompileCase
 from ostinato.kernels.gpu.launch import Launch
+
+
+@triton.jit
+def _copy_rows(
+    ring: tl.tensor,
+    fresh: tl.tensor,
+    fresh_row: tl.tensor,
+    old_row: tl.tensor,
+    new_row: tl.tensor,
+    kept: tl.tensor,
+    new: tl.tensor,
+) -> None:
+    at = tl.where(kept, ring + old_row, fresh + fresh_row)
+    tl.store(ring + new_row, tl.load(at, mask=kept | new), mask=kept | new)
 
 
 @triton.jit
@@ -21,6 +35,7 @@ def write_ring_kernel(
     starts: tl.tensor,
     ELEMENTS: tl.constexpr,
     WINDOW: tl.constexpr,
+    SINKS: tl.constexpr,
     K_TOKEN: tl.constexpr,
     V_TOKEN: tl.constexpr,
     ROWS: tl.constexpr,
@@ -38,54 +53,71 @@ def write_ring_kernel(
     start = tl.load(starts + sequence).to(tl.int64)
     read = tl.where(source < 0, 0, tl.load(past + sequence).to(tl.int64))
     end = read + tl.load(starts + sequence + 1) - start
-    begin = tl.maximum(end - WINDOW, 0)
-    if source == target:
-        begin = tl.maximum(begin, read)
+    missing = tl.where(source == target, read, 0)  # what is before it is in place already
+    begin = tl.maximum(end - (WINDOW - SINKS), missing)
     element = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)[None, :]
     inside = element < ELEMENTS
     for first in range(begin + tl.program_id(2) * ROWS, end, tl.num_programs(2) * ROWS):
         position = first + tl.arange(0, ROWS)[:, None]
-        row = position % WINDOW * ELEMENTS + element
+        row = tl.where(position < SINKS, position, SINKS + (position - SINKS) % (WINDOW - SINKS)) * ELEMENTS + element
         kept, new = inside & (position < read), inside & (position >= read) & (position < end)
         old_at, new_at = source * WINDOW * ELEMENTS + row, target * WINDOW * ELEMENTS + row
         token = start + position - read
-        key_at = tl.where(kept, keys + old_at, k + token * K_TOKEN + element)
-        tl.store(keys + new_at, tl.load(key_at, mask=kept | new), mask=kept | new)
-        value_at = tl.where(kept, values + old_at, v + token * V_TOKEN + element)
-        tl.store(values + new_at, tl.load(value_at, mask=kept | new), mask=kept | new)
+        _copy_rows(keys, k, token * K_TOKEN + element, old_at, new_at, kept, new)
+        _copy_rows(values, v, token * V_TOKEN + element, old_at, new_at, kept, new)
+    for first in range(missing + tl.program_id(2) * ROWS, tl.minimum(begin, SINKS), tl.num_programs(2) * ROWS):
+        position = first + tl.arange(0, ROWS)[:, None]
+        sink = inside & (position < tl.minimum(begin, SINKS))
+        kept, new = sink & (position < read), sink & (position >= read)
+        row = position * ELEMENTS + element
+        old_at, new_at = source * WINDOW * ELEMENTS + row, target * WINDOW * ELEMENTS + row
+        token = start + position - read
+        _copy_rows(keys, k, token * K_TOKEN + element, old_at, new_at, kept, new)
+        _copy_rows(values, v, token * V_TOKEN + element, old_at, new_at, kept, new)
 
 
 _SHARES = 8  # programs that copy one ring, where a fork has to
 
 
 def write_ring(
-    k: Tensor, v: Tensor, keys: Tensor, values: Tensor, past: Tensor, src: Tensor, dst: Tensor, starts: Tensor
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    past: Tensor,
+    src: Tensor,
+    dst: Tensor,
+    starts: Tensor,
+    sinks: int,
 ) -> None:
-    """Leaves the last W positions in the destinations' rings; for the operands see `ostinato.kernels.attention`."""
+    """Leaves in the destinations' rings what later calls see; for the operands see `ostinato.kernels.attention`."""
     if src.numel():
-        launch = _launch(k, v, keys)
+        launch = _launch(k, v, keys, sinks)
         grid = (src.numel(), triton.cdiv(launch.constexprs["ELEMENTS"], launch.constexprs["BLOCK_E"]), _SHARES)
         write_ring_kernel[grid](k, v, keys, values, past, src, dst, starts, **launch.arguments())
 
 
-def _launch(k: Tensor, v: Tensor, keys: Tensor) -> Launch:
+def _launch(k: Tensor, v: Tensor, keys: Tensor, sinks: int) -> Launch:
     elements = keys.shape[2] * keys.shape[3]
     strides = {"K_TOKEN": k.stride(0), "V_TOKEN": v.stride(0)}
     blocks = {"ROWS": 8, "BLOCK_E": min(512, triton.next_power_of_2(elements))}
-    return Launch({"ELEMENTS": elements, "WINDOW": keys.shape[1]} | strides | blocks, num_warps=4)
+    return Launch({"ELEMENTS": elements, "WINDOW": keys.shape[1], "SINKS": sinks} | strides | blocks, num_warps=4)
 
 
 def compile_cases() -> list[CompileCase]:
-    """RecurrentGemma-2b and Samba, each with k and v as parts of one projection."""
-    return [_case(10, 1, 256, torch.bfloat16, "bf16"), _case(18, 18, 128, torch.float32, "fp32")]
+    """RecurrentGemma-2b, Samba, and Bamba with sinks, each with k and v as parts of one projection."""
+    return [
+        _case(10, 1, 256, torch.bfloat16, "bf16"),
+        _case(18, 18, 128, torch.float32, "fp32"),
+        _case(32, 8, 128, torch.bfloat16, "bf16", sinks=4),
+    ]
 
 
-def _case(heads: int, groups: int, width: int, dtype: torch.dtype, short: str) -> CompileCase:
+def _case(heads: int, groups: int, width: int, dtype: torch.dtype, short: str, *, sinks: int = 0) -> CompileCase:
     fused = torch.empty(1, heads + 2 * groups, width, dtype=dtype, device="meta")
     _, k, v = fused.split([heads, groups, groups], dim=1)
     keys = torch.empty(1, 2048, groups, width, dtype=dtype, device="meta")
     operands = dict.fromkeys(("k", "v", "keys", "values"), f"*{short}")
     slots = dict.fromkeys(("past", "src", "dst", "starts"), "*i32")
-    return CompileCase.of(
-        f"write_ring {groups}x{width} {short}", write_ring_kernel, operands | slots, _launch(k, v, keys)
-    )
+    name = f"write_ring {groups}x{width} {short}" + (f" {sinks} sinks" if sinks else "")
+    return CompileCase.of(name, write_ring_kernel, operands | slots, _launch(k, v, keys, sinks))

@@ -78,7 +78,7 @@ def test_keys_cannot_leave_their_place(blobs: Blobs, key: str) -> None:
 
 def test_a_server_that_is_not_there_is_named() -> None:
     port = free_port()
-    with pytest.raises(StoreUnavailableError, match=f"127.0.0.1:{port}.*is the server running"):
+    with pytest.raises(StoreUnavailableError, match=rf"127\.0\.0\.1:{port}.*is the server running"):
         RedisBlobs(f"redis://user:secret@127.0.0.1:{port}")
 
 

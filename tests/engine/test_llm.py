@@ -22,7 +22,18 @@ def small(name: str, **options: object) -> LLM:
 
 @pytest.mark.parametrize(
     "name",
-    ["mamba_hf", "mamba_orig", "mamba2_hf", "mamba2_orig", "rwkv4_hf", "rwkv5_hf", "rwkv6_hf", "rwkv7_fla", "gla"],
+    [
+        "mamba_hf",
+        "mamba_orig",
+        "mamba2_hf",
+        "mamba2_orig",
+        "rwkv4_hf",
+        "rwkv5_hf",
+        "rwkv6_hf",
+        "rwkv7_fla",
+        "gla",
+        "gla_swa",
+    ],
 )
 def test_greedy_tokens_are_the_goldens_in_a_crowded_batch(name: str) -> None:
     """Six sequences on four slots with a budget of 16 tokens: prompts are chunked, decoding goes on beside them."""

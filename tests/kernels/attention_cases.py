@@ -25,6 +25,11 @@ class Shape:
     heads: int
     groups: int
     width: int
+    sinks: int = 0
+
+    def row(self, position: int) -> int:
+        """Of the ring."""
+        return position if position < self.sinks else self.sinks + (position - self.sinks) % (self.window - self.sinks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class Case:
     shape: Shape
     calls: tuple[Call, ...]
     q: Tensor
+    far: Tensor | None
     k: Tensor
     v: Tensor
     keys: Tensor
@@ -67,13 +73,14 @@ class Case:
         """What an operator with the schema's arguments returns, and the rings that it leaves behind."""
         keys, values, batch = self.keys.clone(), self.values.clone(), self.batch
         where = (batch.src, batch.dst, batch.starts, batch.longest)
-        return operator(self.q, self.k, self.v, keys, values, self.past, *where, self.scale), keys, values
+        options = (self.scale, self.far, self.shape.sinks)
+        return operator(self.q, self.k, self.v, keys, values, self.past, *where, *options), keys, values
 
 
-def random_shape(generator: torch.Generator) -> Shape:
+def random_shape(generator: torch.Generator, sinks: int = 0) -> Shape:
     groups = _pick(generator, 1, 2, 3)
     heads = groups * _pick(generator, 1, 2, 5)
-    return Shape(_pick(generator, 5, 8, 17, 33, 64), heads, groups, _pick(generator, 4, 16, 20, 31, 64))
+    return Shape(_pick(generator, 5, 8, 17, 33, 64) + sinks, heads, groups, _pick(generator, 4, 16, 20, 31, 64), sinks)
 
 
 def random_calls(generator: torch.Generator, window: int, longest: int) -> list[Call]:
@@ -101,7 +108,9 @@ def make_case(
 ) -> Case:
     """Random operands; sequences with the same source share their past. q, k, v are slices of one buffer."""
     rows = [shape.heads, shape.groups, shape.groups]
-    fused = uniform(generator, sum(call.length for call in calls), sum(rows), shape.width).to(dtype)
+    tokens = sum(call.length for call in calls)
+    far = 4 * uniform(generator, tokens, shape.heads, shape.width).to(dtype) if shape.sinks else None
+    fused = uniform(generator, tokens, sum(rows), shape.width).to(dtype)
     q, k, v = (4 * fused).split(rows, dim=1)
     rings = [torch.full((SLOTS, shape.window, shape.groups, shape.width), torch.nan, dtype=dtype) for _ in range(2)]
     pasts: dict[int, tuple[Tensor, Tensor]] = {}
@@ -111,26 +120,34 @@ def make_case(
             before = [uniform(generator, call.past, shape.groups, shape.width).to(dtype) * 4 for _ in rings]
             pasts[call.src] = (before[0], before[1])
             for ring, x in zip(rings, before, strict=True):
-                write_ring(ring, call.src, x)
+                write_ring(shape, ring, call.src, x)
         new = slice(start, start := start + call.length)
         histories.append((torch.cat([pasts[call.src][0], k[new]]), torch.cat([pasts[call.src][1], v[new]])))
-    return Case(shape, tuple(calls), q, k, v, rings[0], rings[1], tuple(histories))
+    return Case(shape, tuple(calls), q, far, k, v, rings[0], rings[1], tuple(histories))
 
 
-def write_ring(ring: Tensor, slot: int, history: Tensor) -> None:
-    """The last W of a history, one position after the other."""
-    for position in range(max(0, history.shape[0] - ring.shape[1]), history.shape[0]):
-        ring[slot, position % ring.shape[1]] = history[position]
+def write_ring(shape: Shape, ring: Tensor, slot: int, history: Tensor) -> None:
+    """A history from its first position on: each overwrites an older one."""
+    for position in range(history.shape[0]):
+        ring[slot, shape.row(position)] = history[position]
 
 
 def expected_output(case: Case) -> Tensor:
-    """PyTorch's attention over every whole history, with a band for a mask."""
+    """PyTorch's attention over every whole history, with a band for a mask.
+
+    Where there are sinks, heads are twice as wide: a query has its two forms side by side, a sink its key in the second
+    half and any other position in the first.
+    """
+    sinks, recent = case.shape.sinks, case.shape.window - case.shape.sinks
+    far = case.q if case.far is None else case.far
     start, rows = 0, [torch.empty(0, case.shape.heads, case.shape.width)]
     for call, history in zip(case.calls, case.histories, strict=True):
-        q = case.q[start : start + call.length].float().transpose(0, 1)
+        q = torch.cat([x[start : start + call.length].float() for x in (case.q, far)], -1).transpose(0, 1)
         k, v = (x.float().transpose(0, 1) for x in history)
+        is_sink = (torch.arange(k.shape[1]) < sinks)[:, None]
+        k = torch.cat([torch.where(is_sink, 0.0, k), torch.where(is_sink, k, 0.0)], -1)
         causal = torch.ones(call.past + call.length, call.past + call.length, dtype=torch.bool).tril()
-        band = (causal & ~causal.tril(-case.shape.window))[call.past :]
+        band = (causal & (~causal.tril(-recent) | is_sink.T))[call.past :]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=band, scale=case.scale, enable_gqa=True)
         rows.append(y.transpose(0, 1))
         start += call.length
@@ -142,7 +159,7 @@ def expected_rings(case: Case) -> tuple[Tensor, Tensor]:
     for call, history in zip(case.calls, case.histories, strict=True):
         if call.dst >= 0:
             for ring, x in zip(rings, history, strict=True):
-                write_ring(ring, call.dst, x)
+                write_ring(case.shape, ring, call.dst, x)
     return rings
 
 

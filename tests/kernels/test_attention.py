@@ -31,14 +31,15 @@ pytestmark = pytest.mark.usefixtures("poisoned_outputs")
 
 def native(
     q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, past: Tensor,
-    src: Tensor, dst: Tensor, starts: Tensor, longest: int, scale: float,
+    src: Tensor, dst: Tensor, starts: Tensor, longest: int, scale: float, far: Tensor | None = None, sinks: int = 0,
 ) -> Tensor:  # fmt: skip
-    return window_attention(q, k, v, keys, values, past, Packed(src, dst, starts, longest), scale=scale)
+    batch = Packed(src, dst, starts, longest)
+    return window_attention(q, k, v, keys, values, past, batch, scale=scale, far=far, sinks=sinks)
 
 
-def random_case(seed: int, longest: int = 1, dtype: torch.dtype = torch.float32) -> Case:
+def random_case(seed: int, longest: int = 1, dtype: torch.dtype = torch.float32, sinks: int = 0) -> Case:
     generator = torch.Generator().manual_seed(seed)
-    shape = random_shape(generator)
+    shape = random_shape(generator, sinks)
     return make_case(generator, shape, random_calls(generator, shape.window, longest), dtype)
 
 
@@ -49,6 +50,25 @@ def test_equals_attention_over_the_whole_history(seed: int, operator: Any) -> No
     found, *rings = case.run(operator)
     assert relative_error(found, expected_output(case)) <= 1e-5
     assert all(same_bits(x, y) for x, y in zip(rings, expected_rings(case), strict=True))
+
+
+@pytest.mark.parametrize("operator", [window_attention_ref, native])
+@pytest.mark.parametrize("sinks", [1, 4, 16, 19])
+@pytest.mark.parametrize("seed", range(8))
+def test_sinks_stay_in_sight(seed: int, sinks: int, operator: Any) -> None:
+    case = random_case(seed, longest=1 + seed * 13, sinks=sinks)
+    found, *rings = case.run(operator)
+    assert relative_error(found, expected_output(case)) <= 1e-5
+    assert all(same_bits(x, y) for x, y in zip(rings, expected_rings(case), strict=True))
+
+
+def test_up_to_the_window_sinks_change_nothing() -> None:
+    generator = torch.Generator().manual_seed(3)
+    case = make_case(generator, Shape(40, 4, 2, 20, 5), [Call(11, 29, 0, 0)])
+    case = replace(case, far=case.q)
+    without = replace(case, shape=replace(case.shape, sinks=0), far=None)
+    assert all(relative_error(x, y) <= 1e-6 for x, y in zip(case.run(native)[:1], without.run(native)[:1], strict=True))
+    assert all(same_bits(x, y) for x, y in zip(case.run(native)[1:], without.run(native)[1:], strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -104,11 +124,12 @@ def test_the_reference_has_the_gradients_of_pytorch() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sinks", [0, 3, 18])
 @pytest.mark.parametrize("seed", range(12))
-def test_any_split_gives_the_same_bits(seed: int, dtype: torch.dtype) -> None:
+def test_any_split_gives_the_same_bits(seed: int, sinks: int, dtype: torch.dtype) -> None:
     """Token by token, in chunks, beside random batch mates, and moved from slot to slot on the way."""
     generator = torch.Generator().manual_seed(100 + seed)
-    shape = random_shape(generator) if seed % 2 else Shape(33, 4, 2, 64)
+    shape = random_shape(generator, sinks) if seed % 2 else Shape(33 + sinks, 4, 2, 64, sinks)
     tokens = 3 * shape.window + 20
     whole = make_case(generator, shape, [Call(0, tokens, -1, 0)], dtype)
     expected, *expected_rings = whole.run(native)
@@ -119,14 +140,18 @@ def test_any_split_gives_the_same_bits(seed: int, dtype: torch.dtype) -> None:
         mate = make_case(generator, shape, [Call(11, 1 + start % 9, 6, 7)], dtype)
         for ring, other in zip(rings, (mate.keys, mate.values), strict=True):
             ring[6] = other[6]
-        q, k, v = (
-            torch.cat([m, x[start : start + length]])
-            for m, x in zip((mate.q, mate.k, mate.v), (whole.q, whole.k, whole.v), strict=True)
+        q, far, k, v = (
+            None if x is None or m is None else torch.cat([m, x[start : start + length]])
+            for m, x in zip((mate.q, mate.far, mate.k, mate.v), (whole.q, whole.far, whole.k, whole.v), strict=True)
         )
+        assert q is not None
+        assert k is not None
+        assert v is not None
         target = start % 5
         batch = Packed.of([6, slot], [len(mate.q), length], dst=[7, target])
         past = torch.tensor([11, start])
-        pieces.append(window_attention(q, k, v, *rings, past, batch, scale=whole.scale)[len(mate.q) :])
+        y = window_attention(q, k, v, *rings, past, batch, scale=whole.scale, far=far, sinks=sinks)
+        pieces.append(y[len(mate.q) :])
         start, slot = start + length, target
     assert torch.equal(torch.cat(pieces), expected)
     assert all(same_bits(x[slot], y[0]) for x, y in zip(rings, expected_rings, strict=True))
@@ -171,14 +196,18 @@ def test_no_sequences_give_no_rows() -> None:
         ({"past": torch.zeros(1)}, "past must be"),
         ({"values": torch.ones(2, 3, 4, 2).transpose(-1, -2)}, "contiguous, since"),
         ({"q": torch.ones(4, 4, 2).transpose(0, 2)}, "must be contiguous, got"),
+        ({"sinks": 3}, "sinks must be fewer"),
+        ({"sinks": -1}, "sinks must be fewer"),
+        ({"sinks": 1, "far": torch.ones(2, 4, 5)}, "far must be like q"),
+        ({"sinks": 1, "far": torch.ones(4, 4, 2).transpose(0, 2)}, "token of far must be contiguous"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(change: dict[str, Tensor], message: str) -> None:
+def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _call(change)
 
 
-def _call(change: dict[str, Tensor]) -> Tensor:
+def _call(change: dict[str, Any]) -> Tensor:
     arguments = {"q": torch.ones(2, 4, 4), "k": torch.ones(2, 2, 4), "v": torch.ones(2, 2, 4)}
     rings = {"keys": torch.zeros(2, 3, 2, 4), "values": torch.zeros(2, 3, 2, 4), "past": torch.zeros(1).int()}
     return window_attention(**(arguments | rings | change), batch=Packed.of([0], [2]), scale=1.0)

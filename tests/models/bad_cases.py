@@ -76,6 +76,31 @@ CONFIG_CASES = [
         bad.config(quantization_config={"load_in_4bit": True, "quant_method": "bitsandbytes"}),
         r"config\.json: the weights are quantized \(quantization_config: bitsandbytes\)",
     ),
+    unsupported(
+        "full_attention_hybrid",
+        bad.config(architectures=["JambaForCausalLM"]),
+        r"config\.json: JambaForCausalLM is Jamba, some of whose layers are full attention: .* It is not served\.$",
+    ),
+    unsupported(
+        "full_attention_hybrid_with_code",
+        bad.config(architectures=["KimiLinearForCausalLM"], auto_map={"AutoModelForCausalLM": "kimi.Model"}),
+        r"KimiLinearForCausalLM is Kimi Linear, .* not served\. Its own Python code \(auto_map\) is never run\.$",
+    ),
+    BadCase(
+        "remote_code_without_architecture",
+        bad.config(architectures=None, ssm_cfg=None, auto_map={"AutoModelForCausalLM": "nobody.Model"}),
+        r"config\.json names no architecture: .*; its own Python code \(auto_map\) is never run",
+    ),
+    unsupported(
+        "slstm",
+        bad.config(slstm_at=[1], num_blocks=7),
+        r"config\.json: this is an xLSTM with sLSTM layers, .*\(slstm_at\).* only the layout of xLSTM-7b",
+    ),
+    unsupported(
+        "slstm_of_the_xlstm_package",
+        bad.config(architectures=["xLSTMForCausalLM"], _xlstm_config={"slstm_block": {}}),
+        r"config\.json: this is an xLSTM with sLSTM layers, .*\(_xlstm_config\)",
+    ),
     unsupported("compressed_weights", bad.config(compression_config={"a": 1}), r"config\.json: .* quantized"),
     unsupported(
         "rwkv7_in_another_layout",

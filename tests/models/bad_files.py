@@ -153,6 +153,11 @@ def saved(name: str, change: Change, *, zipped: bool = True) -> Build:
     return build
 
 
+def packed_to_four_bits(tensor: str) -> Build:
+    """Of `model.safetensors`: two numbers in each byte, as some quantized repositories store them."""
+    return saved("model.safetensors", lambda tensors: {**tensors, tensor: tensors[tensor][:, ::2].byte().contiguous()})
+
+
 def raw_pickle(name: str, value: object) -> Build:
     def build(folder: Path) -> Path:
         file = folder / name

@@ -10,6 +10,7 @@ import torch
 
 from tests.models import bad_files as bad
 from tests.models.bad_cases import BIN, PTH, SAFETENSORS, BadCase
+from tests.models.bad_options import OPTION_CASES
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,14 @@ FAMILIES = [
     Family("rwkv7_fla", SAFETENSORS, "model.layers.1.attn.r_proj.weight", "RWKV7ForCausalLM"),
     Family("rwkv7_pth", PTH, "blocks.1.att.w1", "RWKV-7 as .pth file"),
     Family("gla", SAFETENSORS, "model.layers.1.attn.q_proj.weight", "GLAForCausalLM"),
+    Family("gla_swa", SAFETENSORS, "model.layers.1.attn.k_proj.weight", "GLAForCausalLM"),
+    Family("retnet", SAFETENSORS, "model.layers.1.attn.o_proj.weight", "RetNetForCausalLM"),
+    Family("hgrn", SAFETENSORS, "model.lower_bounds", "HGRNForCausalLM"),
+    Family("hgrn2", SAFETENSORS, "model.layers.1.attn.f_proj.weight", "HGRN2ForCausalLM"),
+    Family("delta_net", SAFETENSORS, "model.layers.1.attn.k_conv1d.weight", "DeltaNetForCausalLM"),
+    Family("gated_deltanet", SAFETENSORS, "model.layers.1.attn.A_log", "GatedDeltaNetForCausalLM"),
+    Family("kda", SAFETENSORS, "model.layers.1.attn.dt_bias", "KDAForCausalLM"),
+    Family("based", BIN, "model.transformer.layers.2.mixer.Wqkv.weight", "BASED in its authors' layout"),
 ]
 
 
@@ -109,6 +118,21 @@ CONFIG_CASES = [
         ("layers_a_list", "rwkv7_fla", "num_hidden_layers", [2], r"config\.json: num_hidden_layers must be"),
         ("heads_do_not_divide", "gla", "num_heads", 7, r"config\.json: num_heads is 7"),
         (
+            "odd_heads_do_not_turn",
+            "retnet",
+            "num_heads",
+            16,
+            r"config\.json: num_heads is 32, which does not",
+        ),
+        ("heads_of_another_size", "hgrn2", "expand_ratio", 7, r"config\.json: expand_ratio is 7, which does not"),
+        (
+            "value_heads_do_not_divide",
+            "kda",
+            "num_v_heads",
+            4,
+            r"config\.json: num_heads is 3, which does not",
+        ),
+        (
             "heads_against_expand",
             "mamba2_hf",
             "num_heads",
@@ -134,18 +158,15 @@ def _number(golden: str, key: str, value: float | int, message: str, **changes: 
 
 
 EPSILONS = [
-    ("mamba_hf", "layer_norm_epsilon"),
-    ("mamba2_hf", "layer_norm_epsilon"),
-    ("gla", "norm_eps"),
-    ("rwkv7_fla", "norm_eps"),
+    *((golden, "layer_norm_epsilon") for golden in ("mamba_hf", "mamba2_hf")),
+    *((golden, "norm_eps") for golden in ("gla", "kda", "rwkv7_fla")),
 ]
 SIZES = [
-    ("mamba_hf", "expand"),
-    ("mamba2_hf", "expand"),
-    ("gla", "expand_k"),
-    ("gla", "expand_v"),
-    ("gla", "hidden_ratio"),
-    ("rwkv7_fla", "hidden_ratio"),
+    *((golden, "expand") for golden in ("mamba_hf", "mamba2_hf")),
+    *((golden, "expand_k") for golden in ("gla", "retnet")),
+    *((golden, "expand_v") for golden in ("gla", "delta_net", "gated_deltanet", "kda")),
+    *((golden, "hidden_ratio") for golden in ("gla", "rwkv7_fla")),
+    ("hgrn", "expand_ratio"),
 ]
 FFN_SIZE = {"intermediate_size": None}
 NUMBER_CASES = [
@@ -218,6 +239,7 @@ NO_SUCH_BLOCK = BadCase(
 LOADING_CASES = [
     *(case for family in FAMILIES for case in family_cases(family)),
     *CONFIG_CASES,
+    *OPTION_CASES,
     LOW_RANK_SCALAR,
     NO_SUCH_BLOCK,
     BLOCK_OF_5000_DIGITS,

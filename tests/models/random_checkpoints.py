@@ -10,9 +10,11 @@ from typing import Any
 
 from tests.models import checkpoints, weights
 from tests.models.checkpoints import RandomCheckpoint
+from tests.models.random_based import based
 from tests.models.random_fla import delta_net, gated_deltanet, gla, hgrn, hgrn2, kda, retnet
-from tests.models.random_hybrids import gla_window, recurrent_gemma, samba
+from tests.models.random_hybrids import recurrent_gemma, samba
 from tests.models.random_mamba import falcon_mamba, mamba2_fla, mamba2_hf, mamba2_orig, mamba_hf, mamba_orig
+from tests.models.random_mamba2_hybrids import bamba, falcon_h1
 from tests.models.random_rwkv import rwkv4_hf, rwkv4_pth, rwkv5_hf, rwkv5_pth, rwkv6_fla, rwkv6_hf, rwkv6_pth
 from tests.models.random_xlstm import xlstm
 
@@ -84,13 +86,14 @@ def _rwkv7_sizes(draw: random.Random, head_dims: tuple[int, ...] = (64,)) -> Con
 
 Writer = Callable[..., RandomCheckpoint]
 TINY: dict[str, Writer] = {
+    "bamba": bamba,
+    "falcon_h1": falcon_h1,
     "mamba_hf": mamba_hf,
     "mamba_orig": mamba_orig,
     "mamba2_hf": mamba2_hf,
     "mamba2_orig": mamba2_orig,
     "mamba2_fla": mamba2_fla,
     "gla": gla,
-    "gla_window": gla_window,
     "recurrent_gemma": recurrent_gemma,
     "retnet": retnet,
     "hgrn": hgrn,
@@ -110,4 +113,5 @@ TINY: dict[str, Writer] = {
     "samba": samba,
     "falcon_mamba": falcon_mamba,
     "xlstm": xlstm,
+    "based": based,
 }

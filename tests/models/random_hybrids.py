@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from tests.models import checkpoints, weights, weights_hybrids
+from tests.models import checkpoints, weights_hybrids
 from tests.models.checkpoints import RandomCheckpoint
 
 Config = dict[str, Any]
@@ -86,33 +86,6 @@ def _resolved_samba(config: Config) -> Config:
         "mlp": 256 * math.ceil(third / 256),
         "time_step_rank": math.ceil(config["hidden_size"] / 16) if rank == "auto" else rank,
     }
-
-
-def gla_window(seed: int, folder: Path) -> RandomCheckpoint:
-    """fla's GLA, in which some layers attend."""
-    draw = random.Random(seed)
-    heads, layers = draw.choice((1, 2, 3)), draw.randint(1, 3)
-    attn = _attention(draw, heads, layers)
-    config = {
-        "architectures": ["GLAForCausalLM"],
-        "model_type": "gla",
-        "vocab_size": draw.randrange(400, 2000),
-        "hidden_size": 8 * heads * draw.randint(1, 3),
-        "num_hidden_layers": layers,
-        "num_heads": heads,
-        "num_kv_heads": None,
-        "expand_k": 0.5,
-        "expand_v": 1,
-        "intermediate_size": 72,
-        "norm_eps": 1e-6,
-        "fuse_norm": True,
-        "tie_word_embeddings": draw.random() < 0.3,
-        "hidden_act": "swish",
-        "use_output_gate": True,
-        "attn": [attn] if draw.random() < 0.3 else attn,
-    }
-    tensors = weights_hybrids.with_window_layers(weights.gla_tensors(config, seed), "model.layers", config, attn, seed)
-    return _written(folder, config, tensors, draw, "fla_models")
 
 
 def _attention(draw: random.Random, heads: int, layers: int) -> Config:

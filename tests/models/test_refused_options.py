@@ -6,6 +6,8 @@ Each is set in the config of an otherwise correct checkpoint.
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,12 @@ import pytest
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.errors import UnsupportedModelError
 from ostinato.models.registry import load_model
+from tests.models.goldens import PATHS
 from tests.models.random_checkpoints import TINY
 
 ATTENTION = {"layers": [0], "num_heads": 2, "window_size": 32}
+WHOLE = {"layers": [0], "num_heads": 1}
+FLA = ("gla", "retnet", "hgrn", "hgrn2", "delta_net", "gated_deltanet", "kda")
 REFUSED: list[tuple[str, str, Any]] = [
     ("mamba_hf", "hidden_act", "gelu"),
     ("mamba_hf", "hidden_act", "relu"),
@@ -32,15 +37,13 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("mamba2_orig", "rms_norm", False),
     ("mamba2_orig", "d_intermediate", 64),
     ("mamba2_orig", "attn_layer_idx", [0]),
-    ("gla", "hidden_act", "powlu"),
-    ("gla", "hidden_act", "gelu"),
+    *((family, "hidden_act", act) for family in FLA for act in ("powlu", "gelu")),
+    *((family, "attn", WHOLE) for family in FLA),
+    *((family, "attnres_block_size", 4) for family in FLA),
+    *((family, "elementwise_affine", False) for family in ("gla", "retnet", "hgrn", "hgrn2")),
+    *((family, "use_short_conv", True) for family in ("gla", "retnet", "hgrn", "hgrn2")),
+    *((family, "use_short_conv", False) for family in ("delta_net", "gated_deltanet", "kda")),
     ("gla", "feature_map", "relu"),
-    ("gla", "use_short_conv", True),
-    ("gla", "elementwise_affine", False),
-    ("gla", "attn", {"layers": [0], "num_heads": 2}),
-    ("gla", "use_gv", True),
-    ("gla", "gate_logit_normalizer", 8),
-    ("gla", "attnres_block_size", 4),
     ("rwkv5_hf", "model_version", "5_1"),
     ("rwkv5_hf", "head_size", 7),
     ("rwkv6_hf", "head_size", 7),
@@ -48,6 +51,13 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("rwkv6_fla", "attn", ATTENTION),
     ("rwkv6_fla", "norm_bias", False),
     ("rwkv6_fla", "norm_first", False),
+    ("gla", "use_gv", True),
+    ("gla", "gate_logit_normalizer", 8),
+    ("retnet", "feature_map", "relu"),
+    ("delta_net", "use_beta", False),
+    ("delta_net", "qk_norm", "sum"),
+    ("delta_net", "qk_activation", "relu"),
+    ("gated_deltanet", "output_gate_activation", "tanh"),
     ("rwkv7_fla", "hidden_act", "relu"),
     ("rwkv7_fla", "attn", ATTENTION),
     ("rwkv7_fla", "norm_bias", False),
@@ -55,6 +65,38 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("rwkv7_fla", "value_dim", 1024),
     ("rwkv7_fla", "value_dim", [7]),
     ("rwkv7_fla", "num_heads", 5),
+    ("falcon_mamba", "hidden_act", "gelu"),
+    ("xlstm", "use_bias", True),
+    ("xlstm", "add_out_norm", False),
+    ("xlstm", "add_post_norm", True),
+    ("xlstm", "add_qk_norm", True),
+    ("xlstm", "tie_word_embeddings", True),
+    ("xlstm", "weight_mode", "quantized"),
+    ("xlstm", "gate_soft_cap", 40.0),
+    ("xlstm", "eps", 1e-3),
+    ("based", "activation_function", "gelu"),
+    ("based", "rms_norm", False),
+    ("based", "prenorm", False),
+    ("based", "parallel_block", True),
+    ("based", "mlp_type", "glu"),
+    ("based", "scale_attn_weights", False),
+    ("based", "scale_attn_by_inverse_layer_idx", True),
+    ("based", "rotary_emb_interleaved", True),
+    ("based", "rotary_emb_scale_base", 512),
+    ("based", "qkv_proj_bias", True),
+    ("based", "mlp_fc1_bias", True),
+]
+BASED_MIXERS: list[tuple[str, str, Any]] = [
+    ("mixer", "_target_", "based.models.mixers.hyena.HyenaOperator"),
+    ("mixer", "bidirectional", True),
+    ("alt_mixer", "_target_", "train.src.models.mixers.prefix_linear_attention.PrefixLinearAttention"),
+    ("alt_mixer", "fixed_decay", True),
+    ("alt_mixer", "eps", 1e-6),
+    ("alt_mixer", "feature_map", None),
+    ("alt_mixer", "feature_map", {"_target_": "based.models.mixers.linear_attention.TaylorExp", "input_dim": 64}),
+    ("alt_mixer", "feature_map", {"_target_": "based.models.mixers.hedgehog.Hedgehog", "input_dim": 8}),
+    ("alt_mixer_2", "_target_", "flash_attn.modules.mha.MHA"),
+    ("alt_mixer_2", "dropout_add", 0.5),
 ]
 
 
@@ -82,6 +124,12 @@ def test_option_is_refused_by_name(family: str, option: str, value: Any, tmp_pat
         ("rwkv4_hf", "context_length", 7),
         ("rwkv5_hf", "num_attention_heads", 7),
         ("rwkv6_fla", "proj_low_rank_dim", 7),
+        ("retnet", "attn_mode", "parallel"),
+        ("delta_net", "norm_first", True),
+        ("delta_net", "use_output_norm", False),
+        ("delta_net", "use_elu", True),
+        ("gated_deltanet", "qk_norm", "l2"),
+        ("kda", "safe_gate", True),
         ("rwkv7_fla", "attn_mode", "fused_recurrent"),
         ("mamba_hf", "rescale_prenorm_residual", True),
         ("mamba_hf", "time_step_max", 0.5),
@@ -90,6 +138,10 @@ def test_option_is_refused_by_name(family: str, option: str, value: Any, tmp_pat
         ("mamba2_hf", "chunk_size", 7),
         ("mamba2_hf", "time_step_max", 0.5),
         ("mamba2_orig", "attn_cfg", {"num_heads": 4}),
+        ("falcon_mamba", "use_mambapy", True),
+        ("xlstm", "chunkwise_kernel", "chunkwise--triton_xl_chunk"),
+        ("based", "fused_mlp", True),
+        ("based", "use_flash_attn", False),
     ],
     ids=lambda value: named(value),
 )
@@ -111,6 +163,24 @@ def test_option_of_the_original_mamba2_block_is_refused_by_name(option: str, val
     with pytest.raises(UnsupportedModelError, match=option) as refused:
         load_model(open_checkpoint(folder))
     assert str(folder / "config.json") in str(refused.value)
+
+
+@pytest.mark.parametrize(("mixer", "option", "value"), BASED_MIXERS, ids=lambda value: named(value))
+def test_option_of_a_layer_of_based_is_refused_by_name(mixer: str, option: str, value: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(PATHS["based"], tmp_path / "based", copy_function=shutil.copyfile)
+    arguments = json.loads((folder / "config.json").read_text())[mixer]
+    set_option(folder, {mixer: {**arguments, option: value}})
+    named_or_class = option if option != "_target_" else str(value)
+    with pytest.raises(UnsupportedModelError, match=re.escape(named_or_class)) as refused:
+        load_model(open_checkpoint(folder))
+    assert str(folder / "config.json") in str(refused.value)
+
+
+def test_full_attention_in_based_is_refused(tmp_path: Path) -> None:
+    folder = shutil.copytree(PATHS["based"], tmp_path / "based", copy_function=shutil.copyfile)
+    set_option(folder, {"alt_mixer_2": None})
+    with pytest.raises(UnsupportedModelError, match="layer 2 has full attention"):
+        load_model(open_checkpoint(folder))
 
 
 def set_option(folder: Path, changes: dict[str, Any]) -> None:

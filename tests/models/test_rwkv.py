@@ -74,6 +74,11 @@ def test_sizes_that_a_config_leaves_out_are_the_tensors(name: str, tmp_path: Pat
     assert torch.equal(logits(copy_of(name, tmp_path, **left_out)), logits(PATHS[name]))
 
 
+@pytest.mark.parametrize("name", ["rwkv5_hf", "rwkv6_hf"])
+def test_early_conversions_have_the_class_name_of_rwkv4(name: str, tmp_path: Path) -> None:
+    assert torch.equal(logits(copy_of(name, tmp_path, architectures=["RwkvForCausalLM"])), logits(PATHS[name]))
+
+
 @pytest.mark.parametrize(("layout", "original"), [("rwkv5_hf", "rwkv5_pth"), ("rwkv6_hf", "rwkv6_pth")])
 def test_a_folder_gives_the_bits_of_the_file_that_it_was_made_from(layout: str, original: str) -> None:
     assert torch.equal(logits(PATHS[layout]), logits(PATHS[original]))

@@ -117,6 +117,12 @@ def _mamba2_block(draw: Draw, config: Mapping[str, Any]) -> Tensors:
     return block
 
 
+def mamba2_mixer(draw: Draw, config: Mapping[str, Any]) -> Tensors:
+    """One layer's tensors but the norm before it, without a prefix. `config`: transformers' keys of Mamba-2."""
+    block = _mamba2_block(draw, config)
+    return {name.removeprefix("mixer."): tensor for name, tensor in block.items() if name.startswith("mixer.")}
+
+
 def rwkv7_tensors(config: Mapping[str, Any], seed: int) -> Tensors:
     """The names of a `.pth` file, with the three `v` tensors of layer 0 that nobody reads. `config`: fla's keys."""
     draw = Draw(seed)

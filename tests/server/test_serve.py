@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import shlex
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -22,53 +17,10 @@ import pytest
 
 from ostinato.server.serve import DrainingServer, ListenError, open_socket, url_of
 from tests.fakes import ScriptedRunner, scripted_service
-from tests.server.harness import GLA, TIMEOUT, live_server, settings
+from tests.server.harness import TIMEOUT, live_server, settings
+from tests.server.processes import running
 
 FOREVER = {"prompt": "Hi", "max_tokens": 10**6, "ignore_eos": True, "stream": True}
-
-
-@dataclass
-class Serving:
-    """A running `ostinato serve`."""
-
-    process: subprocess.Popen[str]
-    url: str
-    output: list[str]
-
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def wait(self) -> int:
-        return self.process.wait(TIMEOUT)
-
-
-@contextlib.contextmanager
-def serving(*options: str) -> Iterator[Serving]:
-    command = [sys.executable, "-W", "error", "-m", "ostinato.server.cli", "serve", str(GLA), "--port", "0", *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
-    output: list[str] = []
-    assert process.stderr is not None
-    reader = threading.Thread(target=output.extend, args=(process.stderr,), daemon=True)
-    try:
-        url = _ready_url(process, output)
-        reader.start()
-        yield Serving(process, url, output)
-    finally:
-        process.kill()
-        process.wait()
-        if reader.ident is not None:
-            reader.join()
-        process.stderr.close()
-
-
-def _ready_url(process: subprocess.Popen[str], output: list[str]) -> str:
-    assert process.stderr is not None
-    for line in process.stderr:
-        output.append(line)
-        if match := re.search(r"Ready at (http://\S+)", line):
-            return match[1]
-    raise AssertionError("the server ended before it was ready:\n" + "".join(output))
 
 
 def first_chunk(lines: Iterator[str]) -> dict[str, Any]:
@@ -77,7 +29,7 @@ def first_chunk(lines: Iterator[str]) -> dict[str, Any]:
 
 
 def test_the_announced_request_works_when_pasted() -> None:
-    with serving() as server:
+    with running() as server:
         command = _line_with(server.output, "curl").strip()
         curl, unbuffered, url, header, content_type, data, body = shlex.split(command)
         assert (curl, unbuffered, header, data) == ("curl", "-N", "-H", "-d")
@@ -107,7 +59,7 @@ def _line_with(output: list[str], word: str) -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_lets_running_requests_finish_and_refuses_new_ones(number: signal.Signals) -> None:
-    with serving("--drain-seconds", "60") as server:
+    with running("--drain-seconds", "60") as server:
         body = {**FOREVER, "max_tokens": 500}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=TIMEOUT) as response:
             lines = (line for line in response.iter_lines() if line)
@@ -134,7 +86,7 @@ def _refuses(url: str) -> bool:
 
 
 def test_what_outlasts_the_drain_is_ended_with_an_event() -> None:
-    with serving("--drain-seconds", "0.3") as server:
+    with running("--drain-seconds", "0.3") as server:
         with httpx.stream("POST", f"{server.url}/v1/completions", json=FOREVER, timeout=TIMEOUT) as response:
             lines = (line for line in response.iter_lines() if line)
             first_chunk(lines)
@@ -145,7 +97,7 @@ def test_what_outlasts_the_drain_is_ended_with_an_event() -> None:
 
 
 def test_a_second_signal_ends_at_once() -> None:
-    with serving("--drain-seconds", "600") as server:
+    with running("--drain-seconds", "600") as server:
         with httpx.stream("POST", f"{server.url}/v1/completions", json=FOREVER, timeout=TIMEOUT) as response:
             lines = (line for line in response.iter_lines() if line)
             first_chunk(lines)

@@ -25,8 +25,9 @@ def service() -> Service:
 
 
 @pytest_asyncio.fixture
-async def client(tmp_path: Path, service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(service, state_store=(str(tmp_path),)) as client:
+async def client(place: str, service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    """On every kind of store."""
+    async with serving(service, state_store=(place,)) as client:
         yield client
 
 

@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 from safetensors.torch import load
 
+from ostinato.engine.blobs import open_blobs
 from ostinato.engine.service import Service
 from tests.server.harness import GLA, error_of, real_service, serving
 
@@ -23,8 +24,9 @@ def service() -> Service:
 
 
 @pytest_asyncio.fixture
-async def client(tmp_path: Path, service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(service, state_store=(str(tmp_path),)) as client:
+async def client(place: str, service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    """On every kind of store."""
+    async with serving(service, state_store=(place,)) as client:
         yield client
 
 
@@ -108,7 +110,7 @@ async def test_children_keep_working_when_their_parent_is_deleted(client: httpx.
     assert again["choices"] == expected["choices"]
 
 
-async def test_forks_share_their_content_and_go_their_own_ways(client: httpx.AsyncClient, tmp_path: Path) -> None:
+async def test_forks_share_their_content_and_go_their_own_ways(client: httpx.AsyncClient, place: str) -> None:
     parent = await create(client)
     forks = (await post(client, f"/v1/states/{parent['id']}/fork", 201, labels=["left", "right"]))["data"]
     more = (await post(client, f"/v1/states/{parent['id']}/fork", 201, n=3))["data"]
@@ -116,7 +118,7 @@ async def test_forks_share_their_content_and_go_their_own_ways(client: httpx.Asy
     assert {fork["content"] for fork in forks + more} == {parent["content"]}
     assert [fork["labels"] for fork in forks] == [["left"], ["right"]]
     assert {fork["parent"] for fork in forks + more} == {parent["id"]}
-    assert len(list((tmp_path / "content").iterdir())) == 1
+    assert len(list(open_blobs(place).list("content/"))) == 1
     ends = [await complete(client, state=fork["id"], prompt=[8], max_tokens=2, store=True) for fork in forks]
     assert [end["state"]["parent"] for end in ends] == [fork["id"] for fork in forks]
     assert ends[0]["choices"] == ends[1]["choices"]

@@ -21,10 +21,11 @@ from tests.kernels.attention_cases import (
 from tests.kernels.random_batches import relative_error
 
 
+@pytest.mark.parametrize("sinks", [0, 3, 20])
 @pytest.mark.parametrize("seed", range(8))
-def test_equals_attention_over_the_whole_history(seed: int) -> None:
+def test_equals_attention_over_the_whole_history(seed: int, sinks: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    shape = random_shape(generator)
+    shape = random_shape(generator, sinks)
     case = make_case(generator, shape, random_calls(generator, shape.window, 1 + seed * 11))
     found, *rings = case.run(window_attention)
     assert relative_error(found, expected_output(case)) <= 1e-5
@@ -32,11 +33,11 @@ def test_equals_attention_over_the_whole_history(seed: int) -> None:
 
 
 @pytest.mark.parametrize("invariant", [False, True])
-@pytest.mark.parametrize("window", [7, 64, 300, 700])
-def test_steps_of_many_slots(window: int, invariant: bool) -> None:
+@pytest.mark.parametrize(("window", "sinks"), [(7, 0), (64, 0), (300, 0), (700, 0), (300, 4), (50, 40)])
+def test_steps_of_many_slots(window: int, sinks: int, invariant: bool) -> None:
     """Windows of one and of several parts, none of them full, all full, and some parts with no key at all."""
     generator = torch.Generator().manual_seed(window)
-    shape = Shape(window, 10 if window == 64 else 2, 1, 16)
+    shape = Shape(window, 10 if window == 64 else 2, 1, 16, sinks)
     pasts = [0, 1, window - 1, window, 2 * window + 5]
     calls = [Call(past, 1, i, (i, 7, -1)[i % 3]) for i, past in enumerate(pasts)]
     case = make_case(generator, shape, [*calls, Call(0, 1, -1, -1), Call(0, 1, -1, 6), Call(9, 0, 5, 5)])
@@ -59,10 +60,11 @@ def test_short_dtypes(q_dtype: torch.dtype | None, dtype: torch.dtype, length: i
     assert all(same_bits(x, y) for x, y in zip(rings, expected_rings(case), strict=True))
 
 
+@pytest.mark.parametrize("sinks", [0, 2])
 @pytest.mark.parametrize("split", [[1] * 9, [1, 2, 17, 10], [11, 19]])
-def test_any_split_gives_the_same_rows(split: list[int]) -> None:
+def test_any_split_gives_the_same_rows(split: list[int], sinks: int) -> None:
     """Within rounding; the same bits where batch-invariance is asked for."""
-    case = make_case(torch.Generator().manual_seed(0), Shape(6, 2, 1, 6), [Call(0, sum(split), -1, 0)])
+    case = make_case(torch.Generator().manual_seed(0), Shape(6, 2, 1, 6, sinks), [Call(0, sum(split), -1, 0)])
     expected = expected_output(case)
     for invariant in (False, True):
         with mode.set_to(invariant):
@@ -71,8 +73,9 @@ def test_any_split_gives_the_same_rows(split: list[int]) -> None:
             for length in split:
                 batch, past = Packed.of([0 if start else -1], [length], dst=[0]), torch.tensor([start])
                 q, k, v = (x[start : start + length] for x in (case.q, case.k, case.v))
+                far = None if case.far is None else case.far[start : start + length]
                 where = (past, batch.src, batch.dst, batch.starts, batch.longest)
-                pieces.append(window_attention(q, k, v, *rings, *where, case.scale))
+                pieces.append(window_attention(q, k, v, *rings, *where, case.scale, far, sinks))
                 start += length
             assert relative_error(torch.cat(pieces), expected) <= 1e-5
             if invariant:
