@@ -33,7 +33,7 @@ class StateRecord:
     """One state of one owner. Everything that may change does so by writing the record anew.
 
     Attributes:
-        id: `st_` and 64 hexadecimal digits: those of `content`, or for a fork digits of its own.
+        id: `st_` and 64 hexadecimal digits: those of `content`, or digits of its own, as a fork has.
         content: SHA-256 of the content, as hexadecimal digits.
         owner: a hexadecimal hash of an API key; "" where there are no keys.
         parent: the id of the state that this one goes on from, which may be gone; None for a first one.

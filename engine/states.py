@@ -23,7 +23,8 @@ MAX_ANCESTORS = 10_000  # of one state: what is deeper than that is read again
 class Storing:
     """How a state is stored. expires: seconds since 1970, None for never; see `StateRecord` for the others.
 
-    private: without the token log, only its length and hash. lossy: int8 with a factor for each row.
+    private: without the token log, only its length and hash. lossy: int8 with a factor for each row. id: one of its
+    own, where the hash of its content is not to make one.
     """
 
     expires: float | None = None
@@ -31,6 +32,7 @@ class Storing:
     pinned: bool = False
     private: bool = False
     lossy: bool = False
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,7 @@ class States:
             pinned=storing.pinned,
             mark=mark,
             lossy=storing.lossy,
+            id=storing.id,
         )
 
 

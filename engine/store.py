@@ -80,8 +80,11 @@ class StateStore:
         pinned: bool = False,
         mark: str | None = None,
         lossy: bool = False,
+        id: str | None = None,
     ) -> StateRecord:
         """Stores a state; when this returns, it is durable in the last tier. The fields are those of `StateRecord`.
+
+        Where no `id` of its own is given, the hash of its content makes one.
 
         A state that this owner has already keeps its record, with the labels of both, the later expiry, and pinned if
         either is.
@@ -92,7 +95,7 @@ class StateStore:
         packed = pack(content, self._compression)
         now = self._clock()
         record = StateRecord(
-            id=f"st_{packed.digest}",
+            id=f"st_{packed.digest}" if id is None else check_id(id),
             content=packed.digest,
             owner=check_owner(owner),
             parent=parent if parent is None else check_id(parent),

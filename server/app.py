@@ -19,6 +19,7 @@ from ostinato.server.metrics import Metrics
 from ostinato.server.ops import ops_router
 from ostinato.server.replies import ErrorReply
 from ostinato.server.request_log import RequestLog
+from ostinato.server.responses import responses_router
 from ostinato.server.state_files import state_files_router
 from ostinato.server.state_store import open_states, sweep
 from ostinato.server.states import states_router
@@ -57,7 +58,16 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for make_router in (completions_router, chat_router, states_router, state_files_router, tokens_router, ops_router):
+    routers = (
+        completions_router,
+        chat_router,
+        responses_router,
+        states_router,
+        state_files_router,
+        tokens_router,
+        ops_router,
+    )
+    for make_router in routers:
         app.include_router(make_router(context), responses={"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}})
     install_error_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_state_bytes=settings.max_state_bytes)

@@ -11,7 +11,7 @@ from fastapi.responses import Response
 
 from ostinato.engine.types import TokenEvent
 from ostinato.server.context import Context
-from ostinato.server.generation import Job, collect, join_ids, run, wire_reason
+from ostinato.server.generation import Job, collect, join_ids, new_id, run, wire_reason
 from ostinato.server.job_states import job_states, storing_of
 from ostinato.server.logprobs import TokenNames, chat_logprobs
 from ostinato.server.params import chat_params
@@ -48,7 +48,7 @@ def chat_router(context: Context) -> APIRouter:
             open_turn=True,
         )
         prompt, states.checkpoints = await context.encode_chat(body.messages, states.start)
-        job = Job("chatcmpl", [prompt], params, body.n, body.priority, started, states)
+        job = Job(new_id("chatcmpl-"), [prompt], params, body.n, body.priority, started, states)
         writer = ChatWriter(context, body, job)
         if body.stream:
             return SseResponse(writer.chunks())

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from ostinato.engine.errors import RequestError
 from ostinato.engine.types import TokenEvent
 from ostinato.server.context import Context
-from ostinato.server.generation import Job, collect, join_ids, run, wire_reason
+from ostinato.server.generation import Job, collect, join_ids, new_id, run, wire_reason
 from ostinato.server.job_states import checkpoints_of, job_states, storing_of
 from ostinato.server.logprobs import LegacyWriter, TokenNames, join_legacy
 from ostinato.server.params import completion_params
@@ -40,7 +40,7 @@ def completions_router(context: Context) -> APIRouter:
             checkpoints=_checkpoints(body, prompts),
             caches=body.cache_prompt,
         )
-        job = Job("cmpl", prompts, params, body.best_of or body.n, body.priority, started, states)
+        job = Job(new_id("cmpl-"), prompts, params, body.best_of or body.n, body.priority, started, states)
         writer = CompletionWriter(context, body, job)
         if body.stream:
             return SseResponse(writer.chunks())

@@ -41,6 +41,14 @@ class ModelNotFoundError(RequestError):
     """The request names a model that is not the served one."""
 
 
+class ResponseNotFoundError(RequestError):
+    """This API key has no such response: it was not stored, or its state is gone."""
+
+
+class PreviousResponseNotFoundError(ResponseNotFoundError):
+    """The response that a request wants to go on from is not there."""
+
+
 class NotReadyError(OstinatoError):
     """A completion would not be served now."""
 
@@ -60,6 +68,8 @@ class Answer:
 
 BY_TYPE: dict[type[Exception], Answer] = {
     ModelNotFoundError: Answer(404, INVALID, "model_not_found"),
+    ResponseNotFoundError: Answer(404, INVALID, "response_not_found"),
+    PreviousResponseNotFoundError: Answer(404, INVALID, "previous_response_not_found"),
     TextNeedsTokenizerError: Answer(400, INVALID, "tokenizer_required"),
     RequestError: Answer(400, INVALID, "invalid_value"),
     QueueFullError: Answer(429, "rate_limit_error", "queue_full"),

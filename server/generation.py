@@ -25,7 +25,7 @@ Piece = TypeVar("Piece")
 class Job:
     """One request, ready to run. `started`: its arrival, by `time.perf_counter`."""
 
-    prefix: str  # of the id
+    id: str
     prompts: list[tuple[int, ...]]
     params: SamplingParams
     n: int
@@ -37,10 +37,6 @@ class Job:
     logprobs: dict[int, tuple[float, int]] = field(default_factory=dict)  # their sum and number, by choice
     cached: int = 0  # prompt tokens that did not have to be read
     cache_reason: Reuse = Reuse.OFF  # of the first prompt
-    id: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.id = f"{self.prefix}-{uuid.uuid4().hex}"
 
     @property
     def choices(self) -> int:
@@ -83,6 +79,10 @@ class Job:
             self.cached += event.reused
             if event.index == 0:
                 self.cache_reason = event.reuse
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}{uuid.uuid4().hex}"
 
 
 async def run(context: Context, job: Job) -> AsyncGenerator[TokenEvent, None]:

@@ -108,7 +108,7 @@ class JobStates:
         assert self.storing is not None
         before = self.marks.get(index)
         snapshot = replace(snapshot, parent=before[-1].id if before else self.parent)
-        storing = self.storing if at_end else replace(self.storing, labels=())
+        storing = self.storing if at_end else replace(self.storing, labels=(), id=None)
         mark = self.checkpoints.get(snapshot.log.length - self.tokens_before)
         record = await asyncio.to_thread(self.states.save, self.owner, snapshot, storing, mark=mark)
         return reply_of(record, snapshot)

@@ -8,11 +8,13 @@ from ostinato.engine.chat_template import default_stop
 from ostinato.engine.errors import RequestError
 from ostinato.engine.types import SamplingParams
 from ostinato.server.context import Context
-from ostinato.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from ostinato.server.protocol import ChatRequest, CompletionRequest, GenerationRequest, SamplingRequest
+from ostinato.server.responses_protocol import ResponseRequest
 
 
 def completion_params(context: Context, request: CompletionRequest) -> SamplingParams:
     """Raises RequestError: a value or a combination that cannot be served; `field` is the request's own name."""
+    _check_stream_options(request)
     ranked = _check_best_of(request)
     if request.echo:
         context.tokenizer_for("echo")
@@ -45,6 +47,7 @@ def _check_best_of(request: CompletionRequest) -> bool:
 
 def chat_params(context: Context, request: ChatRequest) -> SamplingParams:
     """Raises RequestError: a value or a combination that cannot be served; `field` is the request's own name."""
+    _check_stream_options(request)
     if request.max_tokens is not None and request.max_completion_tokens is not None:
         raise RequestError("max_tokens and max_completion_tokens are the same bound: send one", "max_completion_tokens")
     if request.top_logprobs is not None and not request.logprobs:
@@ -61,9 +64,21 @@ def chat_params(context: Context, request: ChatRequest) -> SamplingParams:
     )
 
 
+def response_params(context: Context, request: ResponseRequest) -> SamplingParams:
+    """Raises RequestError: a value that cannot be served; `field` is the request's own name."""
+    return _params(
+        context,
+        request,
+        max_tokens=_or(request.max_output_tokens, context.settings.chat_max_tokens),
+        logprobs=None,
+        names={"max_tokens": "max_output_tokens"},
+        more_stop=default_stop(context.tokenizer_for("input").chat_template),
+    )
+
+
 def _params(
     context: Context,
-    request: GenerationRequest,
+    request: SamplingRequest,
     *,
     max_tokens: int,
     logprobs: int | None,
@@ -72,8 +87,6 @@ def _params(
     more_stop: Sequence[str] = (),
 ) -> SamplingParams:
     """`names`: the engine's field names for which the request has others."""
-    if request.stream_options is not None and not request.stream:
-        raise RequestError("stream_options needs stream: true", "stream_options")
     stop = [request.stop] if isinstance(request.stop, str) else request.stop
     try:
         return SamplingParams(
@@ -97,6 +110,11 @@ def _params(
         )
     except RequestError as error:
         raise renamed(error, names) from None
+
+
+def _check_stream_options(request: GenerationRequest) -> None:
+    if request.stream_options is not None and not request.stream:
+        raise RequestError("stream_options needs stream: true", "stream_options")
 
 
 def renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:

@@ -86,14 +86,11 @@ class StreamOptions(WireModel):
     include_usage: bool = False
 
 
-class GenerationRequest(WireModel):
-    """The fields that both completion routes share. Defaults and ranges: docs/http-api.md."""
+class SamplingRequest(WireModel):
+    """The fields that all routes share which generate text. Defaults and ranges: docs/http-api.md."""
 
     model: str | None = None
-    n: int = Field(1, ge=1, le=MAX_CHOICES)
     stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
     min_tokens: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
@@ -108,13 +105,21 @@ class GenerationRequest(WireModel):
     stop_token_ids: TokenIds = Field(default_factory=list)
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
-    return_token_ids: bool = False
     priority: int = Field(0, ge=-(2**31), lt=2**31)
     state: StateId | None = None
     initial_state: str | None = None
-    store: Store = False
     cache_prompt: bool = True
     user: str | None = None  # OpenAI: a label of the end user, without effect on the answer
+
+
+class GenerationRequest(SamplingRequest):
+    """The fields that both completion routes share."""
+
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    return_token_ids: bool = False
+    store: Store = False
 
 
 class CompletionRequest(GenerationRequest):

@@ -21,17 +21,17 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STREAM_HEADERS = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}  # proxies must not hold back
-DONE = b"data: [DONE]\n\n"
 
 
 class SseResponse(Response):
-    """Sends each value of an async generator as one event, then `[DONE]`.
+    """Sends each value of an async generator as one event, then `last_frame`.
 
     The first value is awaited before the status line is sent, so an error until then is an HTTP status like any other.
     A later one is an event with an `error`, and the stream ends. A disconnect closes the generator at once.
     """
 
     media_type = "text/event-stream"
+    last_frame = b"data: [DONE]\n\n"
 
     def __init__(self, chunks: AsyncGenerator[BaseModel, None]) -> None:
         super().__init__(headers=STREAM_HEADERS)
@@ -53,19 +53,22 @@ class SseResponse(Response):
     async def _frames(self, first: BaseModel | None, scope: Scope) -> AsyncGenerator[bytes, None]:
         try:
             if first is not None:
-                yield _frame(first.model_dump_json())
+                yield self.frame(first)
             async for chunk in self.chunks:
-                yield _frame(chunk.model_dump_json())
-            yield DONE
+                yield self.frame(chunk)
+            if self.last_frame:
+                yield self.last_frame
         except Exception as error:
             if not isinstance(error, OstinatoError):
                 logger.exception("a stream ended early")
             scope["state"]["outcome"] = "error"
-            yield _frame(json.dumps(describe(error)))
+            yield self.error_frame(error)
 
+    def frame(self, chunk: BaseModel) -> bytes:
+        return f"data: {chunk.model_dump_json()}\n\n".encode()
 
-def _frame(data: str) -> bytes:
-    return f"data: {data}\n\n".encode()
+    def error_frame(self, error: Exception) -> bytes:
+        return f"data: {json.dumps(describe(error))}\n\n".encode()
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

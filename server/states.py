@@ -16,7 +16,7 @@ from ostinato.engine.states import States, Storing
 from ostinato.engine.store import KEEP, StateRecord
 from ostinato.engine.types import SamplingParams
 from ostinato.server.context import Context
-from ostinato.server.generation import Job, collect
+from ostinato.server.generation import Job, collect, new_id
 from ostinato.server.job_states import JobStates, checkpoints_of, expires_in, job_states, owner_of
 from ostinato.server.protocol import CreateStateRequest, ForkRequest, RewindRequest, UpdateStateRequest
 from ostinato.server.replies import CreatedState, Deleted, StateCard, StateList
@@ -52,7 +52,7 @@ def states_router(context: Context) -> APIRouter:
             caches=body.cache_prompt,
         )
         prompt = await _encode(context, body, states)
-        job = Job("state", [prompt], READ_ONLY, 1, body.priority, started, states)
+        job = Job(new_id("state-"), [prompt], READ_ONLY, 1, body.priority, started, states)
         return await until_disconnect(request.receive, _created(context, job))
 
     @router.get("/v1/states")
@@ -118,7 +118,7 @@ def states_router(context: Context) -> APIRouter:
         )
         if plan.parent is None and plan.initial is not None:
             job.initial = find_initial_state(context.service.initial_states, plan.initial)
-        job_to_run = Job("state", [plan.tokens], READ_ONLY, 1, 0, started, job)
+        job_to_run = Job(new_id("state-"), [plan.tokens], READ_ONLY, 1, 0, started, job)
         if plan.parent is not None and not plan.tokens:
             return CreatedState(**card(plan.parent).model_dump(), usage=job_to_run.usage())
         return await until_disconnect(request.receive, _created(context, job_to_run))
