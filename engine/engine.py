@@ -1,8 +1,10 @@
 """The engine: sequences in, events out, one step at a time. Not thread-safe: it belongs to one thread."""
 
 import logging
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
@@ -98,15 +100,20 @@ class Engine:
         """States out of slots and into them. Returns the last events of those with which that failed."""
         failed = []
         for sequence, slot in moves.parked:
-            self.keeper.park(sequence, slot)
+            failed += self._attempt(sequence, partial(self.keeper.park, sequence, slot))
             self._runner.clear(slot)
         for sequence in moves.admitted:
-            try:
-                self.keeper.begin(sequence)
-            except Exception as error:
-                logger.exception("the state of %s could not be put into its slot", sequence.id)
-                failed.append(self._end(failure(sequence, str(error)), sequence))
+            failed += self._attempt(sequence, partial(self.keeper.begin, sequence))
         return failed
+
+    def _attempt(self, sequence: Sequence, move: Callable[[], None]) -> list[TokenEvent]:
+        """Ends the sequence if the move raises."""
+        try:
+            move()
+        except Exception as error:
+            logger.exception("the state of %s could not be moved", sequence.id)
+            return [self._end(failure(sequence, str(error)), sequence)]
+        return []
 
     def _commit(self, plan: StepPlan, logits: StepLogits, sampled: list[Sampled]) -> list[TokenEvent]:
         events = []
