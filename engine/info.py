@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ostinato.engine.types import Reuse
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -49,7 +51,7 @@ class EngineStats:
     parked: int
     read_tokens_total: int
     reused_tokens_total: int
-    reuse: dict[str, int]
+    reuse: dict[Reuse, int]
     cache_bytes: int
     cache_budget: int
     cache_states: int

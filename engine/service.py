@@ -172,7 +172,7 @@ class Service:
             parked=scheduler.num_parked,
             read_tokens_total=self._engine.tokens_read,
             reused_tokens_total=keeper.stats.reused_tokens,
-            reuse={str(reuse): count for reuse, count in keeper.stats.reuse.items()},
+            reuse=dict(keeper.stats.reuse),  # a copy in one piece: the engine goes on counting
             cache_bytes=keeper.cache.num_bytes,
             cache_budget=keeper.cache.budget,
             cache_states=keeper.cache.num_states,

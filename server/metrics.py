@@ -49,7 +49,7 @@ class EngineCollector(Collector):
         )
         began = CounterMetricFamily("ostinato_sequences_begun", "Sequences, by where they began.", labels=["reuse"])
         for reuse, count in stats.reuse.items():
-            began.add_metric([reuse], count)
+            began.add_metric([str(reuse)], count)
         yield began
         yield CounterMetricFamily("ostinato_generated_tokens", "Tokens generated.", stats.generated_tokens_total)
         yield CounterMetricFamily("ostinato_steps", "Engine steps.", stats.steps_total)
