@@ -229,7 +229,8 @@ def _wide(call: Call) -> bool:
 
 def _too_wide(call: Call) -> bool:
     """Whether even the smallest tiles do not fit into registers. In fp32 chunks gain little: no matrix unit has it."""
-    return _wide(call) and padded(call.keys) > (256 if call.beta is None and call.a is None else 64)
+    most = 32 if call.a is not None else 64 if call.beta is not None else 256
+    return _wide(call) and padded(call.keys) > most
 
 
 def _chunk(call: Call) -> int:
