@@ -3,8 +3,8 @@
 A state to be stored stands where the answer's text ends. The token that ends a text (end of text, a stop token) is
 left out of its log, since it is not part of the text. A stop string is left out too: its tokens have been read when it
 is found, so the state returns to where it may have begun (`Mark`) and reads what is visible from there. One that began
-in the answer that this one went on with stays in the log, since nobody remembers that place. An answer that ended by its
-length reads its last token, and keeps what is held back of its text for the answer that goes on.
+in the answer that this one went on with stays in the log, since nobody remembers that place. An answer that ended by
+its length reads its last token, and keeps what is held back of its text for the answer that goes on.
 """
 
 from __future__ import annotations

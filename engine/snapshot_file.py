@@ -76,7 +76,7 @@ class SnapshotFormat:
             SnapshotValueError: a number is not finite.
         """
         header, tensors = read_header(data), _read_tensors(data)
-        self._check_fingerprint(header.model)
+        self._check_fingerprint(header.fingerprint)
         logits = _take(tensors, "logits", (self.vocab_size,), torch.float32)
         log = self._read_log(header, tensors)
         state = {
@@ -107,7 +107,8 @@ class SnapshotFormat:
             tokens=snapshot.log.length,
             digest=snapshot.log.digest,
             parent=snapshot.parent,
-            model=self.fingerprint,
+            model=self.fingerprint.digest,
+            fingerprint=self.fingerprint,
             generation=GenerationHeader(
                 tokens=generation.tokens,
                 index=generation.index,

@@ -49,7 +49,7 @@ class GenerationHeader(_Strict):
 class Header(_Strict):
     """All of a snapshot that is no tensor.
 
-    tokens, digest: of the token log, see `TokenLog`. model: the fingerprint of who made it. counts: of the answer's
+    tokens, digest: of the token log, see `TokenLog`. fingerprint, and model in one word: of who made it. counts: of the answer's
     tokens, for a private log whose request had penalties on them. params: the request's sampling parameters.
     """
 
@@ -57,7 +57,8 @@ class Header(_Strict):
     tokens: Annotated[int, Field(ge=1)]
     digest: Hash
     parent: Annotated[str, Field(pattern=ID_PATTERN)] | None
-    model: Fingerprint
+    model: str
+    fingerprint: Fingerprint
     generation: GenerationHeader
     counts: dict[str, Count] | None
     params: dict[str, Any] | None

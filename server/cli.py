@@ -15,6 +15,7 @@ from ostinato.server.cli_doctor import doctor
 from ostinato.server.cli_generate import generate
 from ostinato.server.cli_models import models
 from ostinato.server.cli_serve import serve
+from ostinato.server.cli_states import states
 
 FAILED, MISUSED = 1, 2
 
@@ -45,6 +46,7 @@ app.command()(generate)
 app.command()(chat)
 app.add_typer(bench, name="bench")
 app.command()(models)
+app.add_typer(states, name="states")
 app.command()(doctor)
 
 

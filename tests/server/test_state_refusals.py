@@ -112,12 +112,12 @@ BAD: dict[str, tuple[Callable[[bytes], bytes], str, int]] = {
     "nan": (edited(lambda t, h: t["state.recurrent"].view(-1)[7:8].fill_(NAN)), "state_not_finite", 400),
     "inf": (edited(lambda t, h: t["state.recurrent"].view(-1)[7:8].fill_(-INF)), "state_not_finite", 400),
     "nan-logits": (edited(lambda t, h: t["logits"][3:4].fill_(NAN)), "state_not_finite", 400),
-    "weights": (edited(lambda t, h: h["model"].update(weights=ZEROS)), "state_of_other_model", 409),
-    "config": (edited(lambda t, h: h["model"].update(config=ZEROS)), "state_of_other_model", 409),
-    "tokenizer": (edited(lambda t, h: h["model"].update(tokenizer=ZEROS)), "state_of_other_tokenizer", 409),
-    "no-tokenizer": (edited(lambda t, h: h["model"].update(tokenizer=None)), "state_of_other_tokenizer", 409),
-    "dtype": (edited(lambda t, h: h["model"].update(dtype="float16")), "state_of_other_dtype", 409),
-    "state-dtype": (edited(lambda t, h: h["model"].update(state_dtype="bfloat16")), "state_of_other_dtype", 409),
+    "weights": (edited(lambda t, h: h["fingerprint"].update(weights=ZEROS)), "state_of_other_model", 409),
+    "config": (edited(lambda t, h: h["fingerprint"].update(config=ZEROS)), "state_of_other_model", 409),
+    "tokenizer": (edited(lambda t, h: h["fingerprint"].update(tokenizer=ZEROS)), "state_of_other_tokenizer", 409),
+    "no-tokenizer": (edited(lambda t, h: h["fingerprint"].update(tokenizer=None)), "state_of_other_tokenizer", 409),
+    "dtype": (edited(lambda t, h: h["fingerprint"].update(dtype="float16")), "state_of_other_dtype", 409),
+    "state-dtype": (edited(lambda t, h: h["fingerprint"].update(state_dtype="bfloat16")), "state_of_other_dtype", 409),
 }
 
 
