@@ -49,8 +49,9 @@ class GenerationHeader(_Strict):
 class Header(_Strict):
     """All of a snapshot that is no tensor.
 
-    tokens, digest: of the token log, see `TokenLog`. fingerprint, and model in one word: of who made it. counts: of the answer's
-    tokens, for a private log whose request had penalties on them. params: the request's sampling parameters.
+    tokens, digest: of the token log, see `TokenLog`. fingerprint, and model in one word: of who made it. counts: of
+    the answer's tokens, for a private log whose request had penalties on them. params: the request's sampling
+    parameters.
     """
 
     format: Literal[1]

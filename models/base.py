@@ -39,8 +39,9 @@ class StateSpec:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the recurrent memory, which is by far most of it: the tensor with the most bytes."""
-        return max(self.tensors, key=lambda tensor: tensor.num_bytes).dtype
+        """Of the recurrent memory: of its largest tensor. Windows of attention are in the dtype of the computation."""
+        recurrent = [tensor for tensor in self.tensors if not tensor.name.startswith("window_")]
+        return max(recurrent or self.tensors, key=lambda tensor: tensor.num_bytes).dtype
 
 
 StateTensors: TypeAlias = Mapping[str, Tensor]

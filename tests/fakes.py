@@ -12,9 +12,12 @@ from ostinato.engine.runner import StepLogits
 from ostinato.engine.sampler import Sampler
 from ostinato.engine.scheduler import Scheduler
 from ostinato.engine.service import Service
+from ostinato.engine.snapshot_file import SnapshotFormat
+from ostinato.engine.snapshot_header import Fingerprint
 from ostinato.engine.state_pool import State
 from ostinato.engine.tokenizer import Tokenizer
 from ostinato.engine.types import StepPlan
+from ostinato.models.base import StateSpec
 
 VOCABULARY = 256
 EOS = 0
@@ -149,3 +152,9 @@ def scripted_service(
         eos_token_ids=frozenset({EOS}),
     )
     return Service(engine, info, tokenizer)
+
+
+def scripted_snapshots() -> SnapshotFormat:
+    """The format of a model without state."""
+    own = Fingerprint(weights="0" * 64, config="0" * 64, tokenizer=None, dtype="float32", state_dtype="float32")
+    return SnapshotFormat(own, StateSpec(()), VOCABULARY)

@@ -14,7 +14,7 @@ from ostinato.engine.info import ModelInfo
 from ostinato.engine.loading import LoadedEngine, load_engine
 from ostinato.engine.types import StepPlan
 from ostinato.kernels.roofline import Rates, Work
-from tests.fakes import ScriptedRunner, scripted_engine, scripted_service
+from tests.fakes import ScriptedRunner, scripted_engine, scripted_service, scripted_snapshots
 
 GLA = Path(__file__).parents[1] / "goldens" / "gla"
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def info(**changes: object) -> ModelInfo:
 
 def scripted(runner: ScriptedRunner, *, slots: int = 4, max_step_tokens: int = 16) -> LoadedEngine:
     engine = scripted_engine(runner, slots=slots, max_step_tokens=max_step_tokens, max_queue=0)
-    return LoadedEngine(engine, info(), None)
+    return LoadedEngine(engine, info(), None, scripted_snapshots(), {})
 
 
 class Plans:
