@@ -177,10 +177,6 @@ def _number(golden: str, key: str, value: float | int, message: str, **changes: 
 EPSILONS = [
     *((golden, "layer_norm_epsilon") for golden in ("mamba_hf", "mamba2_hf")),
     *((golden, "norm_eps") for golden in ("gla", "kda", "rwkv7_fla")),
-    ("mamba_hf", "layer_norm_epsilon"),
-    ("mamba2_hf", "layer_norm_epsilon"),
-    ("gla", "norm_eps"),
-    ("rwkv7_fla", "norm_eps"),
     ("samba", "norm_eps"),
     ("recurrent_gemma", "rms_norm_eps"),
     ("bamba", "rms_norm_eps"),

@@ -33,7 +33,9 @@ FALCON_H1_05B = {
 
 
 def described(config: dict[str, Any], window: int | None = None) -> Checkpoint:
-    return cast(Checkpoint, SimpleNamespace(config=config, folder=Path(), attention_window=window))
+    held = SimpleNamespace(config=config, folder=Path(), attention_window=window)
+    held.hold_window = lambda default: window or default
+    return cast(Checkpoint, held)
 
 
 def test_bytes_of_published_sizes() -> None:
