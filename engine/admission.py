@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from ostinato.engine.detokenizer import TextStream
 from ostinato.engine.errors import RequestError, TextNeedsTokenizerError
 from ostinato.engine.keeping import Keep
-from ostinato.engine.types import MAX_SEED, NOT_BEGUN, Reuse, SamplingParams, Sequence
+from ostinato.engine.sampling_params import MAX_SEED, SamplingParams
+from ostinato.engine.types import NOT_BEGUN, Reuse, Sequence
 
 if TYPE_CHECKING:
     from ostinato.engine.initial_states import InitialState

@@ -26,7 +26,8 @@ import torch
 from ostinato.engine.errors import StepError
 from ostinato.engine.info import ModelInfo
 from ostinato.engine.loading import LoadedEngine
-from ostinato.engine.types import SamplingParams, Sequence, TokenEvent
+from ostinato.engine.sampling_params import SamplingParams
+from ostinato.engine.types import Sequence, TokenEvent
 from ostinato.kernels.dispatch import wait_for
 from ostinato.kernels.roofline import Rates, Work, measure_rates
 

@@ -13,9 +13,10 @@ from ostinato.engine.errors import StepError
 from ostinato.engine.keeping import Keeper, StateRunner, replace_leader
 from ostinato.engine.prefix_cache import PrefixCache
 from ostinato.engine.runner import StepLogits
+from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.scheduler import Moves, Scheduler
 from ostinato.engine.stopping import aborted, accept, failure
-from ostinato.engine.types import Chunk, FinishReason, Sampled, SamplingParams, Sequence, StepPlan, TokenEvent
+from ostinato.engine.types import Chunk, FinishReason, Sampled, Sequence, StepPlan, TokenEvent
 
 logger = logging.getLogger(__name__)
 

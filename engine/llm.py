@@ -1,7 +1,7 @@
 """Offline generation:
 
 from ostinato.engine.llm import LLM
-from ostinato.engine.types import SamplingParams
+from ostinato.engine.sampling_params import SamplingParams
 
 llm = LLM("path/or/hub-id")
 for completion in llm.generate(["Once upon a time"], SamplingParams(max_tokens=50)):
@@ -21,7 +21,8 @@ from ostinato.engine.config import EngineConfig
 from ostinato.engine.errors import StepError, TextNeedsTokenizerError
 from ostinato.engine.initial_states import choose_initial_state
 from ostinato.engine.loading import load_engine
-from ostinato.engine.types import FinishReason, SamplingParams, Sequence, TokenEvent, TokenLogprobs
+from ostinato.engine.sampling_params import SamplingParams
+from ostinato.engine.types import FinishReason, Sequence, TokenEvent, TokenLogprobs
 from ostinato.models.checkpoint import Progress
 
 

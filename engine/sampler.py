@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ostinato.engine.runner import StepLogits
+from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.stopping import stop_tokens
-from ostinato.engine.types import Chunk, Sampled, SamplingParams, Sequence, StepPlan, TokenLogprobs
+from ostinato.engine.types import Chunk, Sampled, Sequence, StepPlan, TokenLogprobs
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from ostinato.engine.admission import FRESH, Continuation, make_sequences
 from ostinato.engine.errors import EngineStoppedError, QueueFullError, RequestError
 from ostinato.engine.event_stream import EventStream
 from ostinato.engine.info import EngineStats, ModelInfo
-from ostinato.engine.types import SamplingParams, Sequence, TokenEvent
+from ostinato.engine.sampling_params import SamplingParams
+from ostinato.engine.types import Sequence, TokenEvent
 
 if TYPE_CHECKING:
     from ostinato.engine.engine import Engine

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ostinato.engine.errors import RequestError, SnapshotFormatError
-from ostinato.engine.types import SamplingParams
+from ostinato.engine.sampling_params import SamplingParams
 
 ID_PATTERN = r"^st_[0-9a-f]{64}$"
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

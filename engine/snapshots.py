@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.state_pool import State
-from ostinato.engine.types import NOT_BEGUN, Generation, SamplingParams
+from ostinato.engine.types import NOT_BEGUN, Generation
 
 
 @dataclass(frozen=True, slots=True)

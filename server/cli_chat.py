@@ -9,7 +9,7 @@ import typer
 
 from ostinato.engine.chat_template import default_stop
 from ostinato.engine.errors import OstinatoError
-from ostinato.engine.types import SamplingParams
+from ostinato.engine.sampling_params import SamplingParams
 from ostinato.server import cli_options as opt
 
 if TYPE_CHECKING:

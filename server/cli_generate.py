@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ostinato.engine.types import SamplingParams
+from ostinato.engine.sampling_params import SamplingParams
 from ostinato.server import cli_options as opt
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ostinato.engine.chat_template import default_stop
 from ostinato.engine.errors import RequestError
-from ostinato.engine.types import SamplingParams
+from ostinato.engine.sampling_params import SamplingParams
 from ostinato.server.context import Context
 from ostinato.server.protocol import ChatRequest, CompletionRequest, GenerationRequest, SamplingRequest
 from ostinato.server.responses_protocol import ResponseRequest

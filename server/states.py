@@ -12,9 +12,9 @@ from fastapi import APIRouter, Query, Request
 
 from ostinato.engine.errors import RequestError
 from ostinato.engine.initial_states import find_initial_state
+from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.states import States, Storing
 from ostinato.engine.store import KEEP, StateRecord
-from ostinato.engine.types import SamplingParams
 from ostinato.server.context import Context
 from ostinato.server.generation import Job, collect, new_id
 from ostinato.server.job_states import JobStates, checkpoints_of, expires_in, job_states, owner_of

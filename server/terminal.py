@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ostinato.engine.errors import TextNeedsTokenizerError
 from ostinato.engine.llm import LLM, Completion
-from ostinato.engine.types import SamplingParams
+from ostinato.engine.sampling_params import SamplingParams
 from ostinato.server.cli_options import model_path
 from ostinato.server.console import loading_bar
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 GENERATE = """
 import ostinato.engine.llm as llm, ostinato.server.app as app
-from ostinato.engine.types import SamplingParams
+from ostinato.engine.sampling_params import SamplingParams
 from ostinato.models import demo
 for module in (llm, app, demo):
     assert module.__file__.startswith({folder!r}), module.__file__

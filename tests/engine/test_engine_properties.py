@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ostinato.engine.engine import Engine
 from ostinato.engine.errors import QueueFullError
-from ostinato.engine.types import FinishReason, SamplingParams, Sequence, StepPlan, TokenEvent
+from ostinato.engine.sampling_params import SamplingParams
+from ostinato.engine.types import FinishReason, Sequence, StepPlan, TokenEvent
 from tests.fakes import EOS, VOCABULARY, ScriptedRunner, next_token, scripted_engine
 
 

@@ -16,8 +16,9 @@ from ostinato.engine.errors import CapacityError
 from ostinato.engine.graphs import CUDACapture, Replay, bucket_sizes
 from ostinato.engine.llm import LLM
 from ostinato.engine.runner import Runner, StepLogits
+from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.state_pool import StatePool
-from ostinato.engine.types import Chunk, SamplingParams, Sequence, StepPlan
+from ostinato.engine.types import Chunk, Sequence, StepPlan
 from ostinato.kernels import dispatch
 from ostinato.models.base import Model
 from ostinato.models.checkpoint import open_checkpoint

@@ -11,7 +11,8 @@ from ostinato.engine import loading
 from ostinato.engine.config import EngineConfig
 from ostinato.engine.errors import CapacityError, RequestError, TextNeedsTokenizerError, UnsupportedModelError
 from ostinato.engine.llm import LLM
-from ostinato.engine.types import FinishReason, SamplingParams
+from ostinato.engine.sampling_params import SamplingParams
+from ostinato.engine.types import FinishReason
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 

@@ -16,7 +16,8 @@ from transformers import (
 from ostinato.engine.errors import RequestError
 from ostinato.engine.runner import StepLogits
 from ostinato.engine.sampler import Sampler, choose, penalized, token_logprobs, truncated, uniform
-from ostinato.engine.types import Chunk, SamplingParams, Sequence, StepPlan
+from ostinato.engine.sampling_params import SamplingParams
+from ostinato.engine.types import Chunk, Sequence, StepPlan
 
 VOCABULARY = 50
 

@@ -3,8 +3,9 @@
 import pytest
 
 from ostinato.engine.errors import QueueFullError
+from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.scheduler import Scheduler
-from ostinato.engine.types import SamplingParams, Sequence, StepPlan
+from ostinato.engine.types import Sequence, StepPlan
 
 
 def sequence(name: str, length: int = 1, *, priority: int = 0, max_tokens: int = 4) -> Sequence:

@@ -9,8 +9,9 @@ from ostinato.engine.admission import Continuation, make_sequences
 from ostinato.engine.config import EngineConfig
 from ostinato.engine.keeping import Keep
 from ostinato.engine.loading import LoadedEngine, load_engine
+from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.snapshots import Snapshot
-from ostinato.engine.types import Reuse, SamplingParams, Sequence, TokenEvent
+from ostinato.engine.types import Reuse, Sequence, TokenEvent
 from tests.models.test_contract import CHECKPOINTS, WINDOWS
 
 STORE = Continuation(keep=Keep())

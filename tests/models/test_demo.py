@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 
 from ostinato.engine.llm import LLM
-from ostinato.engine.types import SamplingParams
+from ostinato.engine.sampling_params import SamplingParams
 from ostinato.models import demo
 from ostinato.models.errors import CheckpointError
 

@@ -11,7 +11,7 @@ from ostinato.engine.config import EngineConfig
 from ostinato.engine.errors import RequestError
 from ostinato.engine.llm import LLM
 from ostinato.engine.loading import load_engine
-from ostinato.engine.types import SamplingParams
+from ostinato.engine.sampling_params import SamplingParams
 from tests.server.harness import GLA, GOLDENS, error_of, real_service, serving
 
 MODELS = {
