@@ -218,7 +218,8 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 def _loop_shape(call: Call) -> tuple[int, int]:
     """Values of a program that goes token by token, and its warps: 16 cells of the state for each thread."""
     block_keys = padded(call.keys)
-    block_values = min(padded(call.values), max(8, min(32, 2048 // block_keys)))
+    most = 8 if call.a is not None else max(8, min(32, 2048 // block_keys))  # RWKV-7's larger tiles spill on sm_100
+    block_values = min(padded(call.values), most)
     return block_values, max(1, min(4, block_values * block_keys // 512))
 
 
