@@ -14,7 +14,7 @@ def launch_attention(q: Tensor, far: Tensor, k: Tensor, v: Tensor, keys: Tensor,
     """In the batch-invariant mode nothing here depends on how many tokens there are."""
     (heads, width), (window, groups), widen = q.shape[1:], keys.shape[1:3], q.dtype != k.dtype
     step = longest <= 1 and not batch_invariant()
-    scan_rows, columns, step_warps = _tile(width, 4 if widen else k.element_size())
+    scan_rows, scan_warps, columns, step_warps = _tile(width, 4 if widen else k.element_size(), sinks)
     reach = window - sinks + columns - 1  # of one query, from the start of its first block
     constexprs = {
         "HEADS": heads,
@@ -33,14 +33,16 @@ def launch_attention(q: Tensor, far: Tensor, k: Tensor, v: Tensor, keys: Tensor,
         "COLUMNS": columns,
         "BLOCK_D": max(16, triton.next_power_of_2(width)),
     }
-    return Launch(constexprs, num_warps=step_warps if step else 8, num_stages=2)
+    return Launch(constexprs, num_warps=step_warps if step else scan_warps, num_stages=2)
 
 
-def _tile(width: int, bytes_per_element: int) -> tuple[int, int, int]:
-    """Rows of a scan's tile, columns, and a step's warps: what the registers of every GPU hold."""
+def _tile(width: int, bytes_per_element: int, sinks: int) -> tuple[int, int, int, int]:
+    """Rows and warps of a scan's tile, columns, and a step's warps: what the registers of every GPU hold."""
     if bytes_per_element == 2:
-        return (64, 64, 4) if width <= 128 else (64, 32, 8)
-    return (32, 32, 8) if width <= 128 else (16, 16, 8)
+        return (64, 8, 64, 4) if width <= 128 else (64, 8, 32, 8)
+    if width > 128:
+        return 16, 4, 16, 8
+    return (32, 8, 16, 8) if sinks else (32, 8, 32, 8)  # with sinks there is a second query
 
 
 def launch_combine(width: int, parts: int) -> Launch:
