@@ -77,7 +77,7 @@ StateStores = Annotated[
         "--state-store",
         metavar="PLACE",
         help="Where states are stored: a folder, redis://, s3://, gs:// or az://; none: nowhere. Several: the ones "
-        f"before the last are caches. Default: {default_state_folder()}",
+        "before the last are caches. Default: ostinato/states in $XDG_STATE_HOME or ~/.local/state.",
     ),
 ]
 StateStoreSize = Annotated[
