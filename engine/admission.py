@@ -25,7 +25,9 @@ class Continuation:
     """How a request relates to states.
 
     start, parent: the snapshot that it goes on from, and its id. keep: what is to be stored; its `before` and `encode`
-    are filled in here. scope: whose prefix cache it may use and fill; None: nobody's.
+    are filled in here. scope: whose prefix cache it may use and fill; None: nobody's. checkpoints: lengths of the log,
+    within the prompt, at which a state is to be kept as well. initial: the memory before the first token, where there
+    is no snapshot.
     """
 
     start: Snapshot | None = None
@@ -100,7 +102,7 @@ def _sequence(
         initial=None if states.initial is None else states.initial.state,
         initial_digest=initial,
         keep=states.keep,
-        stops=set(states.checkpoints),
+        checkpoints=states.checkpoints,
     )
     if sequence.keep is not None:
         encode = None if tokenizer is None else partial(tokenizer.encode, add_special_tokens=False, continues=True)

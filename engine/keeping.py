@@ -28,13 +28,11 @@ if TYPE_CHECKING:
 class Keep:
     """What a request wants to have stored.
 
-    end: the state at the answer's end. checkpoints: lengths of the log, within the prompt, at which to store one more.
-    private: without the token log. before: the log of the private state that it began from. encode: text to token ids
-    inside of a text, where there is a tokenizer. See `Snapshot` for the others.
+    The state at the answer's end, and those at the sequence's checkpoints. private: without the token log. before: the
+    log of the private state that it began from. encode: text to token ids inside of a text, where there is a tokenizer.
+    See `Snapshot` for the others.
     """
 
-    end: bool = True
-    checkpoints: frozenset[int] = frozenset()
     private: bool = False
     before: TokenLog | None = None
     parent: str | None = None
@@ -108,8 +106,7 @@ class Keeper:
         self._cache(sequence, state, row)
         if sequence.num_read == sequence.prompt_end:
             release_followers(sequence, state)
-        keep = sequence.keep
-        if keep is None or sequence.num_read not in keep.checkpoints:
+        if sequence.keep is None or sequence.num_read not in sequence.checkpoints:
             return ()
         log = sequence.prompt[: sequence.num_read - sequence.base]
         return (_snapshot(sequence, state, log, NOT_BEGUN),)
@@ -128,7 +125,7 @@ class Keeper:
 
     def finish(self, sequence: Sequence, event: TokenEvent, row: Tensor | None) -> TokenEvent:
         """The answer is complete. Returns its last event, or one that is not the last while there is more to read."""
-        if sequence.keep is None or not sequence.keep.end:
+        if sequence.keep is None:
             self._cache(sequence, None, row)
             return event
         log, generation = _end_of_answer(sequence, event)
@@ -164,6 +161,7 @@ class Keeper:
         if sequence.origin is None and sequence.initial is not None:
             sequence.origin = sequence.initial
         origin = sequence.origin
+        sequence.stops |= sequence.checkpoints
         sequence.began = 0 if origin is None else origin.num_read
         self.stats.reuse[sequence.reuse] += 1
         self.stats.reused_tokens += sequence.began

@@ -90,11 +90,6 @@ class PrefixCache:
         self._touch(node)
         self._make_room()
 
-    def clear(self) -> None:
-        """Forgets everything."""
-        self.num_bytes = self.num_states = 0
-        self._roots, self._heap = {}, []
-
     def _node_at(self, scope: str, tokens: Tokens) -> _Node:
         """The node of exactly these tokens, which is made if there is none."""
         root = self._roots.setdefault(scope, _Node((), 0, None))

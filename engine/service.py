@@ -13,13 +13,13 @@ import logging
 import queue
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from math import ceil
 from typing import TYPE_CHECKING
 
 from ostinato.engine.admission import FRESH, Continuation, make_sequences
+from ostinato.engine.counts import Counts
 from ostinato.engine.errors import EngineStoppedError, QueueFullError, RequestError
 from ostinato.engine.event_stream import EventStream
 from ostinato.engine.info import EngineStats, ModelInfo
@@ -67,9 +67,7 @@ class Service:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._warm = threading.Event()
         self._draining = self._stopping = self._dead = False
-        self._tokens = Counter[str]()
-        self._finished = Counter[str]()
-        self._steps, self._step_seconds = 0, 0.0
+        self._counts = Counts()
         self._sequence_seconds = 1.0  # moving average, for the estimate of when a full queue has room
 
     @property
@@ -159,27 +157,7 @@ class Service:
 
     def stats(self) -> EngineStats:
         """The counters as they stand."""
-        scheduler, keeper = self._engine.scheduler, self._engine.keeper
-        return EngineStats(
-            slots=scheduler.num_slots,
-            slots_used=scheduler.num_slots - scheduler.num_free,
-            running=scheduler.num_running,
-            waiting=max(0, len(self._streams) - scheduler.num_running),
-            max_queue=scheduler.max_queue,
-            prompt_tokens_total=self._tokens["prompt"],
-            generated_tokens_total=self._tokens["generated"],
-            steps_total=self._steps,
-            step_seconds_total=self._step_seconds,
-            parked=scheduler.num_parked,
-            read_tokens_total=self._engine.tokens_read,
-            reused_tokens_total=keeper.stats.reused_tokens,
-            reuse=dict(keeper.stats.reuse),  # a copy in one piece: the engine goes on counting
-            cache_bytes=keeper.cache.num_bytes,
-            cache_budget=keeper.cache.budget,
-            cache_states=keeper.cache.num_states,
-            cache_evictions_total=keeper.cache.evictions,
-            finished=dict(self._finished),
-        )
+        return self._counts.stats(self._engine, unfinished=len(self._streams))
 
     # On the event loop
 
@@ -239,20 +217,19 @@ class Service:
     def _step(self) -> None:
         start = time.monotonic()
         events = self._engine.step()
-        self._steps += 1
-        self._step_seconds += time.monotonic() - start
+        self._counts.step(time.monotonic() - start)
         self._post([event for event in events if event.says_something])
 
     def _add(self, sequences: list[Sequence]) -> None:
         self._engine.add(sequences)
-        self._tokens["prompt"] += sum(len(sequence.prompt) for sequence in sequences)
+        self._counts.accept(sequences)
 
     def _abort_now(self, sequence: Sequence) -> None:
         if sequence.finish_reason is None:
             self._post([self._engine.abort(sequence)])
 
     def _post(self, events: list[TokenEvent]) -> None:
-        self._count(events)
+        self._counts.deliver(events)
         if events and not self._call_loop(self._deliver, events):
             for sequence in self._engine.scheduler.unfinished():  # nobody is left to hear of them
                 self._engine.abort(sequence)
@@ -265,7 +242,3 @@ class Service:
                 self._loop.call_soon_threadsafe(function, *arguments)
                 return True
         return False
-
-    def _count(self, events: list[TokenEvent]) -> None:
-        self._tokens["generated"] += sum(len(event.token_ids) for event in events)
-        self._finished.update(event.finish_reason for event in events if event.finish_reason is not None)

@@ -39,13 +39,15 @@ class Storing:
 class Rewind:
     """How to get to an earlier point: start from a stored state, or from nothing, and read these tokens.
 
-    initial: the digest of the initial state that stands for nothing, if it was a tuned one.
+    initial: the digest of the initial state that stands for nothing, if it was a tuned one. open_turn: it ends inside
+    of the assistant's turn.
     """
 
     parent: StateRecord | None
     start: Snapshot | None
     tokens: tuple[int, ...]
     initial: str | None = None
+    open_turn: bool = False
 
 
 class States:
@@ -131,7 +133,9 @@ class States:
             raise RequestError(
                 "the state was stored without its tokens (private), so they cannot be read again", "state"
             )
-        return Rewind(nearest, start, log[0 if nearest is None else nearest.tokens : tokens], whole.initial)
+        known = 0 if nearest is None else nearest.tokens
+        inside = whole.open_turn and tokens > whole.log.length - whole.generation.tokens
+        return Rewind(nearest, start, log[known:tokens], whole.initial, open_turn=inside)
 
     def mark(self, owner: str, state_id: str, name: str) -> StateRecord:
         """The nearest state with this mark: the state itself or an ancestor. Raises RequestError: there is none."""

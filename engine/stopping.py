@@ -38,7 +38,7 @@ def accept(sequence: Sequence, sampled: Sampled, eos_token_ids: frozenset[int]) 
 
 def _goes_on(sequence: Sequence, reason: FinishReason) -> bool:
     """Whether what is held back belongs to a state to be stored, with which the text may go on."""
-    return reason is FinishReason.LENGTH and sequence.keep is not None and sequence.keep.end
+    return reason is FinishReason.LENGTH and sequence.keep is not None
 
 
 def stop_tokens(sequence: Sequence, eos_token_ids: frozenset[int]) -> frozenset[int]:

@@ -33,16 +33,16 @@ from ostinato.engine.state_record import StateRecord, check_id, check_owner, for
 from ostinato.engine.store_repair import RepairReport, repair_tier
 from ostinato.engine.tier_budget import Tier, TierUsage
 
-__all__ = ["KEEP", "Keep", "RepairReport", "StateRecord", "StateStore", "Tier", "TierUsage"]
+__all__ = ["UNCHANGED", "RepairReport", "StateRecord", "StateStore", "Tier", "TierUsage", "Unchanged"]
 
 
-class Keep(Enum):
+class Unchanged(Enum):
     """The value of an argument that leaves a field as it is, where None means something else."""
 
-    KEEP = "keep"
+    UNCHANGED = "unchanged"
 
 
-KEEP = Keep.KEEP
+UNCHANGED = Unchanged.UNCHANGED
 
 
 class StateStore:
@@ -158,7 +158,7 @@ class StateStore:
         *,
         labels: Sequence[str] | None = None,
         pinned: bool | None = None,
-        expires: float | Keep | None = KEEP,
+        expires: float | Unchanged | None = UNCHANGED,
     ) -> StateRecord:
         """Changes what is given. `expires=None` means never.
 
@@ -171,7 +171,7 @@ class StateStore:
                 old,
                 labels=old.labels if labels is None else tuple(labels),
                 pinned=old.pinned if pinned is None else pinned,
-                expires=old.expires if isinstance(expires, Keep) else expires,
+                expires=old.expires if isinstance(expires, Unchanged) else expires,
             )
             if self._main.replace(record, version):
                 return record

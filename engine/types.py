@@ -97,7 +97,8 @@ class Sequence:
     reuse: Reuse = Reuse.OFF
     resumed: Generation = NOT_BEGUN  # the answer that this one goes on with
     scope: str | None = None  # whose prefix cache it may use and fill; None: nobody's
-    stops: set[int] = field(default_factory=set)  # lengths of the log at which the state is to be kept
+    checkpoints: frozenset[int] = frozenset()  # lengths of the log at which the caller wants the state to be kept
+    stops: set[int] = field(default_factory=set)  # all lengths at which it is to be kept
     keep: Keep | None = None  # what the request wants to have stored
     mark: Mark | None = None  # where a stop string may have begun
     closing: Closing | None = None  # it has its answer, and reads the rest of the log for the state to be stored

@@ -1,7 +1,5 @@
 """Bamba (IBM et al. 2024): layers of Mamba-2, and a few of attention, in transformers' layout."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -9,11 +7,12 @@ from ostinato.kernels.packed import Packed
 from ostinato.models.base import StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
-from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
-from ostinato.models.mamba2 import Mamba2Mixer, read_mixer
+from ostinato.models.layers import Embedding, RMSNorm, WeightReader
+from ostinato.models.mamba2 import read_mixer
 from ostinato.models.mamba2_hybrid import HybridConfig, read_attention, read_mamba, read_mlp
 from ostinato.models.mamba2_hybrid import read_config as read_hybrid_config
-from ostinato.models.window import Places, Rotary, WindowAttention, advance
+from ostinato.models.mamba_layers import MambaOrWindowLayer
+from ostinato.models.window import Rotary, advance
 
 
 def read_config(checkpoint: Checkpoint) -> HybridConfig:
@@ -29,29 +28,9 @@ def read_config(checkpoint: Checkpoint) -> HybridConfig:
     return read_hybrid_config(checkpoint, mamba, attending, recurrent, part=0.5)
 
 
-@dataclass(frozen=True, slots=True)
-class BambaLayer:
-    """A mixer and an MLP, each behind a norm and with a residual connection. index: among the layers of its kind."""
-
-    index: int
-    mixer_norm: RMSNorm
-    mixer: Mamba2Mixer | WindowAttention
-    mlp_norm: RMSNorm
-    mlp: GatedMLP
-
-    def __call__(self, x: Tensor, batch: Packed, places: Places, pool: StateTensors, dtype: torch.dtype) -> Tensor:
-        """x: [T, hidden] fp32; pool: the model's; dtype: of the norms' outputs. Returns [T, hidden] fp32."""
-        u, i = self.mixer_norm(x, dtype), self.index
-        if isinstance(self.mixer, WindowAttention):
-            x = self.mixer(u, batch, places, pool["window_keys"][i], pool["window_values"][i], x)
-        else:
-            x = self.mixer(u, batch, pool["conv"][i], pool["ssm"][i], x)
-        return self.mlp(self.mlp_norm(x, dtype), x)
-
-
-def _read_layer(read: WeightReader, layer: int, c: HybridConfig) -> BambaLayer:
+def _read_layer(read: WeightReader, layer: int, c: HybridConfig) -> MambaOrWindowLayer:
     name, attends = f"model.layers.{layer}", layer in c.attending
-    return BambaLayer(
+    return MambaOrWindowLayer(
         index=(c.attending if attends else c.recurrent).index(layer),
         mixer_norm=RMSNorm(read.tensor(f"{name}.input_layernorm.weight", c.mamba.hidden), c.mamba.norm_eps),
         mixer=read_attention(read, f"{name}.self_attn", c) if attends else read_mixer(read, f"{name}.mamba", c.mamba),

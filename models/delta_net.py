@@ -12,7 +12,7 @@ from ostinato.models.base import StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
 from ostinato.models.fla import Family, FLAModel, Shell, read_shell
-from ostinato.models.fla_mixers import Reading, ShortConvolution, read_convolution
+from ostinato.models.fla_mixers import Reading, ShortConvolution, delta_state, read_convolution
 from ostinato.models.layers import RMSNorm, WeightReader
 
 
@@ -94,11 +94,10 @@ def _read_mixer(read: WeightReader, name: str, c: DeltaNetConfig) -> DeltaNetMix
     sizes = {"q": c.heads * c.key, "k": c.heads * c.key, "v": c.heads * c.value}
     others = {"b": c.heads, **({"g": c.heads * c.value} if c.output_gate else {})}
     projections = [(f"{name}.{part}_proj.weight", size) for part, size in (sizes | others).items()]
-    convolutions = [(f"{name}.{part}_conv1d.weight", size) for part, size in sizes.items()]
     return DeltaNetMixer(
         config=c,
         inputs=read.joined(projections, c.shell.hidden),
-        convolution=read_convolution(read, convolutions, c.conv_width),
+        convolution=read_convolution(read, name, sizes, c.conv_width),
         norm=RMSNorm(read.tensor(f"{name}.o_norm.weight", c.value), c.shell.norm_eps),
         output=read.linear(f"{name}.o_proj.weight", c.shell.hidden, c.heads * c.value),
     )
@@ -110,9 +109,6 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> FL
     State per layer: `recurrent` [heads, value, key] fp32 and the `conv` tail [width - 1, channels].
     """
     c, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
-    state = {
-        "recurrent": ((c.heads, c.value, c.key), torch.float32),
-        "conv": ((c.conv_width - 1, c.channels), dtype),
-    }
+    state = delta_state(c.heads, c.value, c.key, c.conv_width, c.channels, dtype)
     family = Family("DeltaNet", c.shell, state, lambda name, _: _read_mixer(read, name, c))
     return FLAModel(checkpoint.architecture, family, read)

@@ -1,7 +1,7 @@
 """What a layer of flash-linear-attention's models may hold: what mixers are given, and the parts that several share."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -50,10 +50,20 @@ class ShortConvolution:
         return causal_conv(x, self.weight, None, tail, batch)
 
 
-def read_convolution(read: WeightReader, parts: Sequence[tuple[str, int]], width: int) -> ShortConvolution:
-    """Convolutions (name, channels) as one, in that order."""
-    weights = [read.tensor(name, channels, 1, width).squeeze(1) for name, channels in parts]
+def read_convolution(read: WeightReader, name: str, sizes: Mapping[str, int], width: int) -> ShortConvolution:
+    """The convolutions `name`.x_conv1d of channels x -> how many, as one, in that order."""
+    weights = [read.tensor(f"{name}.{x}_conv1d.weight", size, 1, width).squeeze(1) for x, size in sizes.items()]
     return ShortConvolution(torch.cat(weights).T.contiguous())
+
+
+def delta_state(
+    heads: int, value: int, key: int, conv_width: int, channels: int, dtype: torch.dtype
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """The state of a layer with the delta rule behind a convolution, for `Family`. dtype: of the computation."""
+    return {
+        "recurrent": ((heads, value, key), torch.float32),
+        "conv": ((conv_width - 1, channels), dtype),
+    }
 
 
 def sigmoid_gated(norm: RMSNorm, o: Tensor, gate: Tensor) -> Tensor:

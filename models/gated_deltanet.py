@@ -12,7 +12,7 @@ from ostinato.models.base import StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
 from ostinato.models.fla import Family, FLAModel, Shell, read_shell
-from ostinato.models.fla_mixers import Reading, ShortConvolution, read_convolution, sigmoid_gated
+from ostinato.models.fla_mixers import Reading, ShortConvolution, delta_state, read_convolution, sigmoid_gated
 from ostinato.models.layers import RMSNorm, WeightReader
 
 
@@ -107,11 +107,10 @@ def _read_mixer(read: WeightReader, name: str, c: GatedDeltaNetConfig) -> GatedD
     sizes = dict(zip("qkv", c.joined, strict=True))
     others = {"a": c.value_heads, "b": c.value_heads, **({"g": c.joined[2]} if c.output_gate else {})}
     projections = [(f"{name}.{part}_proj.weight", size) for part, size in (sizes | others).items()]
-    convolutions = [(f"{name}.{part}_conv1d.weight", size) for part, size in sizes.items()]
     return GatedDeltaNetMixer(
         config=c,
         inputs=read.joined(projections, c.shell.hidden),
-        convolution=read_convolution(read, convolutions, c.conv_width),
+        convolution=read_convolution(read, name, sizes, c.conv_width),
         rate=read.tensor(f"{name}.A_log", c.value_heads).exp().neg(),
         step_bias=read.tensor(f"{name}.dt_bias", c.value_heads),
         norm=RMSNorm(read.tensor(f"{name}.o_norm.weight", c.value), c.shell.norm_eps),
@@ -125,9 +124,6 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> FL
     State per layer: `recurrent` [value heads, value, key] fp32 and the `conv` tail [width - 1, channels].
     """
     c, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
-    state = {
-        "recurrent": ((c.value_heads, c.value, c.key), torch.float32),
-        "conv": ((c.conv_width - 1, sum(c.joined)), dtype),
-    }
+    state = delta_state(c.value_heads, c.value, c.key, c.conv_width, sum(c.joined), dtype)
     family = Family("Gated DeltaNet", c.shell, state, lambda name, _: _read_mixer(read, name, c))
     return FLAModel(checkpoint.architecture, family, read)

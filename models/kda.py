@@ -12,7 +12,7 @@ from ostinato.models.base import StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
 from ostinato.models.fla import Family, FLAModel, Shell, read_shell
-from ostinato.models.fla_mixers import Reading, ShortConvolution, read_convolution, sigmoid_gated
+from ostinato.models.fla_mixers import Reading, ShortConvolution, delta_state, read_convolution, sigmoid_gated
 from ostinato.models.layers import RMSNorm, WeightReader
 
 
@@ -109,11 +109,10 @@ def _read_mixer(read: WeightReader, name: str, c: KDAConfig) -> KDAMixer:
     sizes = dict(zip("qkv", c.joined, strict=True))
     projections = [(f"{name}.{part}_proj.weight", size) for part, size in (sizes | {"b": c.value_heads}).items()]
     projections += [(f"{name}.{part}_proj.0.weight", c.value) for part in "fg"]
-    convolutions = [(f"{name}.{part}_conv1d.weight", size) for part, size in sizes.items()]
     return KDAMixer(
         config=c,
         inputs=read.joined(projections, hidden),
-        convolution=read_convolution(read, convolutions, c.conv_width),
+        convolution=read_convolution(read, name, sizes, c.conv_width),
         decay=read.linear(f"{name}.f_proj.1.weight", keys, c.value),
         rate=read.tensor(f"{name}.A_log", c.value_heads).exp().unsqueeze(-1),
         step_bias=read.tensor(f"{name}.dt_bias", keys).view(c.value_heads, c.key),
@@ -129,9 +128,6 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> FL
     State per layer: `recurrent` [value heads, value, key] fp32 and the `conv` tail [width - 1, channels].
     """
     c, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
-    state = {
-        "recurrent": ((c.value_heads, c.value, c.key), torch.float32),
-        "conv": ((c.conv_width - 1, sum(c.joined)), dtype),
-    }
+    state = delta_state(c.value_heads, c.value, c.key, c.conv_width, sum(c.joined), dtype)
     family = Family("KDA", c.shell, state, lambda name, _: _read_mixer(read, name, c))
     return FLAModel(checkpoint.architecture, family, read)

@@ -12,8 +12,9 @@ from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
 from ostinato.models.fla_mixers import WindowLayers, mlp_size, read_attention, read_window_layers
 from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
-from ostinato.models.mamba import MambaConfig, MambaMixer, read_mixer
-from ostinato.models.window import Places, Rotary, WindowAttention, WindowSizes, advance
+from ostinato.models.mamba import MambaConfig, read_mixer
+from ostinato.models.mamba_layers import MambaOrWindowLayer
+from ostinato.models.window import Rotary, WindowSizes, advance
 
 # What attends where the config does not say: every other layer of a model of 18.
 DEFAULT_WINDOW = WindowLayers(tuple(range(1, 18, 2)), WindowSizes(18, 18, 128, 2048), bias=False, rope_base=10000.0)
@@ -70,32 +71,12 @@ def read_config(checkpoint: Checkpoint) -> SambaConfig:
     return SambaConfig(mamba, window or DEFAULT_WINDOW, mlp_size(config, hidden))
 
 
-@dataclass(frozen=True, slots=True)
-class SambaLayer:
-    """A mixer and an MLP, each behind a norm and with a residual connection. index: among the layers of its kind."""
-
-    index: int
-    mixer_norm: RMSNorm
-    mixer: MambaMixer | WindowAttention
-    mlp_norm: RMSNorm
-    mlp: GatedMLP
-
-    def __call__(self, x: Tensor, batch: Packed, places: Places, pool: StateTensors, dtype: torch.dtype) -> Tensor:
-        """x: [T, hidden] fp32; pool: the model's; dtype: of the norms' outputs. Returns [T, hidden] fp32."""
-        u, i = self.mixer_norm(x, dtype), self.index
-        if isinstance(self.mixer, WindowAttention):
-            x = self.mixer(u, batch, places, pool["window_keys"][i], pool["window_values"][i], x)
-        else:
-            x = self.mixer(u, batch, pool["conv"][i], pool["ssm"][i], x)
-        return self.mlp(self.mlp_norm(x, dtype), x)
-
-
-def _read_layer(read: WeightReader, layer: int, c: SambaConfig) -> SambaLayer:
+def _read_layer(read: WeightReader, layer: int, c: SambaConfig) -> MambaOrWindowLayer:
     name, hidden = f"backbone.layers.{layer}", c.mamba.hidden
     attends = layer in c.window.layers
     before = sum(other < layer for other in c.window.layers)
     gate_up = [(f"{name}.mlp.{part}_proj.weight", c.mlp) for part in ("gate", "up")]
-    return SambaLayer(
+    return MambaOrWindowLayer(
         index=before if attends else layer - before,
         mixer_norm=RMSNorm(read.tensor(f"{name}.mixer_norm.weight", hidden), c.mamba.norm_eps),
         mixer=read_attention(read, f"{name}.mixer", c.window, hidden)

@@ -20,6 +20,7 @@ from ostinato.server.ops import ops_router
 from ostinato.server.replies import ErrorReply
 from ostinato.server.request_log import RequestLog
 from ostinato.server.responses import responses_router
+from ostinato.server.state_branches import state_branches_router
 from ostinato.server.state_files import state_files_router
 from ostinato.server.state_store import open_states, sweep
 from ostinato.server.states import states_router
@@ -63,6 +64,7 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
         chat_router,
         responses_router,
         states_router,
+        state_branches_router,
         state_files_router,
         tokens_router,
         ops_router,

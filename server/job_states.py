@@ -56,8 +56,9 @@ class JobStates:
     """See the module. Belongs to one request.
 
     start, parent: what it goes on from, and its id. storing: how the state at the end is stored; None: it is not.
-    checkpoints: lengths of its prompt at which the state is to be kept, with their names. marks, ends: what was stored
-    of each choice: at checkpoints, in order, and at its end. initial: the memory before the first token.
+    caches: whether the prefix cache is used. checkpoints: lengths of its prompt at which the state is to be kept, with
+    their names. marks, ends: what was stored of each choice: at checkpoints, in order, and at its end. initial: the
+    memory before the first token.
     """
 
     owner: str
@@ -78,12 +79,17 @@ class JobStates:
         return 0 if self.start is None else self.start.log.length
 
     def continuation(self) -> Continuation:
-        """As the engine wants to know it."""
+        """As the engine wants to know it. Raises RequestError: there are checkpoints that nobody would keep."""
+        if self.checkpoints and self.storing is None and not self.caches:
+            raise RequestError(
+                "checkpoints: nothing keeps them; ask for store, or let the prefix cache be used (cache_prompt)",
+                "checkpoints",
+            )
         keep = None
         marks = frozenset(self.tokens_before + length for length in self.checkpoints)
         if self.storing is not None:
             private = self.storing.private or (self.start is not None and self.start.log.tokens is None)
-            keep = Keep(checkpoints=marks, private=private, open_turn=self.open_turn)
+            keep = Keep(private=private, open_turn=self.open_turn)
         scope = self.owner if self.caches else None
         return Continuation(self.start, self.parent, keep, scope, marks, self.initial)
 
@@ -156,7 +162,7 @@ async def job_states(
         parent=state,
         storing=storing,
         checkpoints=checkpoints or {},
-        caches=caches,
+        caches=caches and context.service.stats().cache_budget > 0,
         open_turn=open_turn,
         initial=choose_initial_state(context.service.initial_states, initial) if state is None else None,
     )

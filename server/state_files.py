@@ -16,7 +16,7 @@ from ostinato.engine.errors import SnapshotFormatError
 from ostinato.engine.states import Storing
 from ostinato.server.context import Context
 from ostinato.server.job_states import expires_in, owner_of
-from ostinato.server.replies import StateCard
+from ostinato.server.state_replies import StateCard
 from ostinato.server.states import card, states_of
 
 MEDIA_TYPE = "application/vnd.safetensors"

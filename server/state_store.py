@@ -37,3 +37,5 @@ async def sweep(store: StateStore) -> None:
             await asyncio.to_thread(store.sweep)
         except StateStoreError as error:
             logger.warning("the state store could not be swept: %s", error)
+        except Exception:  # a bug: the next sweep is to come all the same
+            logger.exception("a sweep of the state store failed")

@@ -11,20 +11,18 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from ostinato.engine.errors import RequestError
-from ostinato.engine.initial_states import find_initial_state
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.states import States, Storing
-from ostinato.engine.store import KEEP, StateRecord
+from ostinato.engine.store import UNCHANGED, StateRecord
 from ostinato.server.context import Context
 from ostinato.server.generation import Job, collect, new_id
 from ostinato.server.job_states import JobStates, checkpoints_of, expires_in, job_states, owner_of
-from ostinato.server.protocol import CreateStateRequest, ForkRequest, RewindRequest, UpdateStateRequest
-from ostinato.server.replies import CreatedState, Deleted, StateCard, StateList
+from ostinato.server.protocol import CreateStateRequest, UpdateStateRequest
 from ostinato.server.sse import until_disconnect
+from ostinato.server.state_replies import CreatedState, Deleted, StateCard, StateList
 from ostinato.server.validation import StrictJsonRoute
 
 MAX_PAGE = 1000
-MAX_TREE = 10_000
 READ_ONLY = SamplingParams(max_tokens=0)
 
 
@@ -53,7 +51,7 @@ def states_router(context: Context) -> APIRouter:
         )
         prompt = await _encode(context, body, states)
         job = Job(new_id("state-"), [prompt], READ_ONLY, 1, body.priority, started, states)
-        return await until_disconnect(request.receive, _created(context, job))
+        return await until_disconnect(request.receive, created(context, job))
 
     @router.get("/v1/states")
     async def list_states(
@@ -82,7 +80,7 @@ def states_router(context: Context) -> APIRouter:
             state_id,
             labels=body.labels,
             pinned=body.pinned,
-            expires=KEEP if body.ttl is None else expires_in(body.ttl or None),
+            expires=UNCHANGED if body.ttl is None else expires_in(body.ttl or None),
         )
         return card(record)
 
@@ -90,38 +88,6 @@ def states_router(context: Context) -> APIRouter:
     async def delete_state(state_id: str, request: Request) -> Deleted:
         await asyncio.to_thread(states_of(context).store.delete, owner_of(request), state_id)
         return Deleted(id=state_id)
-
-    @router.get("/v1/states/{state_id}/tree")
-    async def get_tree(
-        state_id: str, request: Request, limit: Annotated[int, Query(ge=1, le=MAX_TREE)] = MAX_PAGE
-    ) -> StateList:
-        found = await asyncio.to_thread(states_of(context).tree, owner_of(request), state_id, limit + 1)
-        return StateList(data=[card(record) for record in found[:limit]], has_more=len(found) > limit)
-
-    @router.post("/v1/states/{state_id}/fork", status_code=201)
-    async def fork_state(state_id: str, body: ForkRequest, request: Request) -> StateList:
-        made = await asyncio.to_thread(_fork, states_of(context), owner_of(request), state_id, body)
-        return StateList(data=[card(record) for record in made])
-
-    @router.post("/v1/states/{state_id}/rewind", status_code=201)
-    async def rewind_state(state_id: str, body: RewindRequest, request: Request) -> CreatedState:
-        started = time.perf_counter()
-        states, owner = states_of(context), owner_of(request)
-        length = await asyncio.to_thread(_length_after, states, owner, state_id, body)
-        plan = await asyncio.to_thread(states.rewind, owner, state_id, length)
-        job = JobStates(
-            owner=owner,
-            states=states,
-            start=plan.start,
-            parent=None if plan.parent is None else plan.parent.id,
-            storing=Storing(expires=expires_in(body.ttl), labels=tuple(dict.fromkeys(body.labels))),
-        )
-        if plan.parent is None and plan.initial is not None:
-            job.initial = find_initial_state(context.service.initial_states, plan.initial)
-        job_to_run = Job(new_id("state-"), [plan.tokens], READ_ONLY, 1, 0, started, job)
-        if plan.parent is not None and not plan.tokens:
-            return CreatedState(**card(plan.parent).model_dump(), usage=job_to_run.usage())
-        return await until_disconnect(request.receive, _created(context, job_to_run))
 
     return router
 
@@ -165,31 +131,9 @@ async def _encode_prompt(
     return ids
 
 
-async def _created(context: Context, job: Job) -> CreatedState:
+async def created(context: Context, job: Job) -> CreatedState:
     """Runs a job that only reads."""
     await collect(context, job, lambda event: event.index)
     end = job.states.ends[0]
     record = await asyncio.to_thread(states_of(context).store.record, job.states.owner, end.id)
     return CreatedState(**card(record).model_dump(), usage=job.usage(), checkpoints=job.states.marks.get(0))
-
-
-def _fork(states: States, owner: str, state_id: str, body: ForkRequest) -> list[StateRecord]:
-    """Raises RequestError: n and labels disagree."""
-    if body.n is None and not body.labels:
-        raise RequestError("send n, or a label for each child", "n")
-    if body.n is not None and body.labels and body.n != len(body.labels):
-        raise RequestError(f"n is {body.n}, but there are {len(body.labels)} labels", "labels")
-    if not body.labels:
-        return states.store.fork(owner, state_id, body.n or 1)
-    return [states.store.fork(owner, state_id, 1, [label])[0] for label in body.labels]
-
-
-def _length_after(states: States, owner: str, state_id: str, body: RewindRequest) -> int:
-    """How many tokens are to be left. Raises RequestError: not exactly one way to say it, or no such mark."""
-    if sum(given is not None for given in (body.back, body.tokens, body.mark)) != 1:
-        raise RequestError("send one of back, tokens and mark", "back")
-    if body.mark is not None:
-        return states.mark(owner, state_id, body.mark).tokens
-    if body.tokens is not None:
-        return body.tokens
-    return states.store.record(owner, state_id).tokens - (body.back or 0)

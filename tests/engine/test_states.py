@@ -140,7 +140,6 @@ def test_sixteen_choices_equal_sixteen_runs_and_read_the_prompt_once(architectur
 @each_architecture
 def test_a_cached_prefix_changes_nothing_and_is_not_read_again(architecture: str) -> None:
     engine, plain = loaded(architecture, 10**9), loaded(architecture)
-    engine.engine.keeper.cache.clear()
     mine = Continuation(scope="me")
     params = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True, logprobs=1)
     prompt = [token % engine.info.vocab_size for token in range(5, 65)]
@@ -168,6 +167,7 @@ def test_a_parked_sequence_goes_on_as_if_nothing_had_happened(architecture: str)
     params = SamplingParams(max_tokens=8, temperature=1.0, seed=2, ignore_eos=True, logprobs=0)
     prompt = [token % engine.info.vocab_size for token in range(40)]
     expected = run(engine, sequences(engine, "w", prompt, params))["w-0"]
+    read_before = engine.engine.tokens_read
     events: dict[str, list[TokenEvent]] = {}
     ended: list[str] = []
     engine.engine.add(sequences(engine, "slow", prompt, params, priority=1))
@@ -181,6 +181,9 @@ def test_a_parked_sequence_goes_on_as_if_nothing_had_happened(architecture: str)
     assert ended.index("slow-0") >= 3, "nobody was served before"
     assert outcome(events["slow-0"]) == outcome(expected)
     assert engine.engine.scheduler.num_parked == 0
+    urgent = len(ended) - 1
+    read = engine.engine.tokens_read - read_before
+    assert read == len(prompt) + 7 + 2 * urgent, "something was read twice"
 
 
 @pytest.mark.parametrize("seed", range(3))

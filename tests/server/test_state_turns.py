@@ -113,6 +113,16 @@ async def test_a_context_that_was_read_beforehand(client: httpx.AsyncClient) -> 
     assert answer["usage"]["prompt_tokens"] == whole["usage"]["prompt_tokens"]
 
 
+async def test_an_answer_that_was_cut_by_going_back_can_be_continued(client: httpx.AsyncClient) -> None:
+    told = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "ignore_eos": True}
+    whole = await post(client, CHAT, **told, max_tokens=12, store=True)
+    back = await post(client, f"/v1/states/{whole['state']['id']}/rewind", back=5)
+    rest = await post(client, CHAT, **{**told, "messages": []}, state=back["id"], max_tokens=5)
+    text = whole["choices"][0]["message"]["content"]
+    assert text.endswith(rest["choices"][0]["message"]["content"])
+    assert rest["usage"]["completion_tokens"] == 5
+
+
 async def test_marked_messages_are_checkpoints(client: httpx.AsyncClient, service: Service) -> None:
     messages = [
         {"role": "system", "content": "Be brief.", "checkpoint": "rules"},

@@ -137,6 +137,10 @@ async def test_going_back_by_tokens_and_to_a_mark(client: httpx.AsyncClient, ser
     assert (back["tokens"], back["parent"], back["labels"]) == (23, marks["late"]["id"], ["back"])
     first = await post(client, path, 201, tokens=2)
     assert (first["tokens"], first["parent"]) == (2, None)
+    named = await post(client, path, 201, mark="early", labels=["mine"], ttl=60)
+    assert (named["tokens"], named["labels"], named["parent"]) == (4, ["mine"], marks["early"]["id"])
+    assert named["expires"] is not None
+    assert (await get(client, f"/v1/states/{marks['early']['id']}"))["labels"] == []
     for state, length in ((back, 23), (first, 2)):
         answer = await complete(client, state=state["id"], max_tokens=4)
         whole = await complete(client, prompt=PROMPT[:length], max_tokens=4)
@@ -148,6 +152,13 @@ async def test_going_back_by_tokens_and_to_a_mark(client: httpx.AsyncClient, ser
         ({"back": 1, "tokens": 1}, "back"),
     ):
         assert error_of(await client.post(path, json=body))["param"] == param
+
+
+async def test_checkpoints_that_nothing_would_keep_are_refused(client: httpx.AsyncClient) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 1, "checkpoints": {"early": 4}}
+    refused = error_of(await client.post("/v1/completions", json={**body, "cache_prompt": False}))
+    assert refused["param"] == "checkpoints"
+    await complete(client, **body, store=True, cache_prompt=False)
 
 
 async def test_the_tree_of_a_state(client: httpx.AsyncClient) -> None:
