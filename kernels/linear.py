@@ -49,7 +49,8 @@ def amx_tiles(weight: Tensor) -> Tensor:
     return tiles.permute(0, 3, 1, 4, 2, 5).reshape(tiles.shape[0], tiles.shape[3], 2, 16, 32).contiguous()
 
 
-def _packed(weight: Tensor) -> Tensor:
+def pack(weight: Tensor) -> Tensor:
+    """A weight [N, K] as the product that is chosen for it reads it: a copy, but for the plain one."""
     match dispatch.product(weight):
         case "amx":
             return amx_tiles(weight)
@@ -74,7 +75,7 @@ class Linear:
         if bias is not None and bias.shape != weight.shape[:1]:
             raise ValueError(f"linear: a bias {tuple(bias.shape)} does not fit a weight {tuple(weight.shape)}")
         self._bias = None if bias is None else bias.float().contiguous()
-        self._weight = _packed(weight)
+        self._weight = pack(weight)
         self.packed = self._weight is not weight
         self._linear = dispatch.operators(weight).linear.default
 

@@ -121,6 +121,11 @@ class ConfigReader:
             raise CheckpointError(f"{self._source}: {key} is {parts}, which does not divide {whole}")
         return whole // parts
 
+    def at_most(self, key: str, value: int, most: int) -> None:
+        """Raises CheckpointError naming `key` where its value is larger."""
+        if value > most:
+            raise self._error(key, f"at most {most}", value)
+
     def only(self, key: str, *served: object) -> None:
         """Refuses an option whose value changes the mathematics in a way that is not implemented.
 

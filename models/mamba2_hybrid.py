@@ -81,12 +81,20 @@ def read_mamba(config: ConfigReader, inner: int) -> Mamba2Config:
     )
 
 
+def hold_window(checkpoint: Checkpoint) -> int:
+    """How many tokens layers of full attention hold, sinks included. Raises UnsupportedModelError: too few."""
+    window = checkpoint.hold_window(ATTENTION_WINDOW)
+    if window <= SINKS:
+        file = checkpoint.folder / "config.json"
+        raise UnsupportedModelError(f"{file}: an attention window of {window} has no room beside {SINKS} sinks")
+    return window
+
+
 def read_config(
     checkpoint: Checkpoint, mamba: Mamba2Config, attending: tuple[int, ...], recurrent: tuple[int, ...], *, part: float
 ) -> HybridConfig:
     """The rest of it. part: of a head, that is turned by default. Raises CheckpointError, UnsupportedModelError."""
-    file = checkpoint.folder / "config.json"
-    config = ConfigReader(checkpoint.config, file)
+    config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
     heads = config.integer("num_attention_heads", 32)
     kv_heads = config.integer("num_key_value_heads", 8)
     config.divide("num_key_value_heads", heads, kv_heads)
@@ -95,13 +103,10 @@ def read_config(
         if config.has("head_dim")
         else config.divide("num_attention_heads", mamba.hidden, heads)
     )
-    window = checkpoint.hold_window(ATTENTION_WINDOW)
-    if window <= SINKS:
-        raise UnsupportedModelError(f"{file}: an attention window of {window} has no room beside {SINKS} sinks")
     rotary_width, rope_base = read_rotary(config, head, base=10000.0, part=part)
     return HybridConfig(
         mamba=mamba,
-        attention=WindowSizes(heads, kv_heads, head, window, SINKS),
+        attention=WindowSizes(heads, kv_heads, head, hold_window(checkpoint), SINKS),
         attending=attending,
         recurrent=recurrent,
         rotary_width=rotary_width,

@@ -28,6 +28,7 @@ ARCHITECTURES = {
     "KDAForCausalLM": "kda:load",
     "Mamba2ForCausalLM": "mamba2:load_hf",
     "MambaForCausalLM": "mamba:load_hf",
+    "Qwen3NextForCausalLM": "qwen3_next:load",
     "RWKV6ForCausalLM": "rwkv6_fla:load",
     "RWKV7ForCausalLM": "rwkv7:load",
     "RecurrentGemmaForCausalLM": "recurrent_gemma:load",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ostinato.kernels import rows
 from ostinato.kernels.attention import window_attention
 from ostinato.kernels.linear import Linear
 from ostinato.kernels.packed import Packed, read_slots
@@ -128,6 +129,7 @@ class WindowAttention:
 
     qkv: one projection with the outputs of `sizes.joined` side by side. norm: of queries and keys, head by head, before
     they are turned: [heads + kv_heads, head]. key_scale, output_scale: multiply keys and what is projected at the end.
+    gate: [heads * head, hidden], whose sigmoid multiplies what is projected (Qiu et al. 2025, Gated Attention).
     """
 
     sizes: WindowSizes
@@ -136,6 +138,7 @@ class WindowAttention:
     norm: RMSNorm | None = None
     key_scale: float = 1.0
     output_scale: float = 1.0
+    gate: Linear | None = None
 
     def __call__(
         self, u: Tensor, batch: Packed, places: Places, keys: Tensor, values: Tensor, residual: Tensor
@@ -157,6 +160,8 @@ class WindowAttention:
         v = v.unflatten(-1, (s.kv_heads, s.head))
         k, v, scale = k.to(keys.dtype), v.to(values.dtype), self.key_scale * s.head**-0.5
         y = window_attention(q, k, v, keys, values, places.past, batch, scale=scale, far=far, sinks=s.sinks).flatten(1)
+        if self.gate is not None:
+            y = y * rows.sigmoid(self.gate(u))
         return self.output(y if self.output_scale == 1 else y * self.output_scale, residual)
 
 

@@ -9,6 +9,7 @@
 #include "amx.h"
 #include "dtypes.h"
 #include "finish.h"
+#include "operators.h"
 #include "parallel.h"
 
 namespace ostinato {
@@ -59,6 +60,8 @@ void library_product(at::Tensor (*multiply)(const at::Tensor&, const at::Tensor&
   });
 }
 
+}  // namespace
+
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, Optional bias, Optional residual, int64_t outputs) {
   TORCH_CHECK_VALUE(x.dim() == 2, "linear: x must be [N, in], got ", x.sizes());
   at::Tensor y = at::empty({x.size(0), outputs}, x.options().dtype(at::kFloat));
@@ -78,6 +81,8 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, Optional bias, 
     library_product(call_plain, rows.to(weight.scalar_type()).contiguous(), weight, bias_, residual_, y);
   return y;
 }
+
+namespace {
 
 TORCH_LIBRARY_IMPL(ostinato, CPU, m) { m.impl("linear", linear); }
 // A weight that oneDNN has reordered has a dispatch key of its own.

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "dtypes.h"
+#include "operators.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -72,9 +73,13 @@ at::Tensor gated_linear(const at::Tensor& x, at::ScalarType dtype, F f) {
   });
 }
 
+}  // namespace
+
 at::Tensor swiglu(const at::Tensor& x, at::ScalarType dtype) {
   return gated_linear(x, dtype, [](Vec v) { return silu(v); });
 }
+
+namespace {
 
 at::Tensor geglu(const at::Tensor& x, at::ScalarType dtype) {
   return gated_linear(x, dtype, [](Vec v) { return gelu(v); });
