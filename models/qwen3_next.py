@@ -39,7 +39,8 @@ class MixtureOfExperts:
         """x: [T, hidden]; residual: [T, hidden] fp32, added to the result. Returns [T, hidden] fp32."""
         logits, gate = self.router(x).split([self.experts.count, 1], dim=-1)
         weights, experts = route(logits, self.chosen, normalize=self.normalize)
-        shared = self.shared(x, torch.zeros_like(residual)) * rows.sigmoid(gate)
+        inner = rows.swiglu(self.shared.gate_up(x), self.shared.down.dtype)
+        shared = self.shared.down(inner) * rows.sigmoid(gate)
         return self.experts(x, experts, weights, residual + shared)
 
 

@@ -9,7 +9,8 @@ from torch.nn.functional import silu, softplus
 from ostinato.kernels.attention import window_attention_ref
 from ostinato.kernels.conv import causal_conv_ref
 from ostinato.kernels.diagonal import diagonal_ref
-from ostinato.kernels.gpu import forms
+from ostinato.kernels.experts import experts_ref, route_ref
+from ostinato.kernels.gpu import expert_forms, forms
 from ostinato.kernels.gpu.calls import Call, Draw, Function, Parts
 from ostinato.kernels.linear import linear_ref
 from ostinato.kernels.packed import Packed
@@ -160,6 +161,7 @@ _REFERENCES: dict[str, Function] = {
     "causal_conv": causal_conv_ref,
     "diagonal": diagonal_ref,
     "exp": torch.exp,
+    "experts": experts_ref,
     "geglu": geglu_ref,
     "layer_norm": layer_norm_ref,
     "linear": linear_ref,
@@ -167,6 +169,7 @@ _REFERENCES: dict[str, Function] = {
     "recurrence": recurrence_ref,
     "relu_square": relu_square_ref,
     "rms_norm": rms_norm_ref,
+    "route": route_ref,
     "rwkv7_inputs": rwkv7_inputs_ref,
     "rwkv7_output": rwkv7_output_ref,
     "sigmoid": torch.sigmoid,
@@ -229,6 +232,8 @@ CASES = (
     Case("rms_norm", "gla-340m", _rms_norm, {"groups": 4, "width": 256}, {"groups": 2, "width": 20}),
     Case("layer_norm", "rwkv7-0.4b", _layer_norm, {"width": 1024}, {"width": 37}),
     Case("linear", "mamba2-370m", _linear, {"outputs": 4384, "inputs": 1024}, {"outputs": 37, "inputs": 50}),
+    Case("route", "qwen3-next-80b", expert_forms.route, {"count": 512, "chosen": 10}, {"count": 7, "chosen": 3}),
+    Case("experts", "qwen3-next-80b", expert_forms.experts, expert_forms.QWEN3_NEXT, expert_forms.SMALL),
     Case("rwkv7_inputs", "rwkv7-0.4b", _rwkv7_inputs, {"heads": 16, "width": 64}, {"heads": 2, "width": 12}),
     Case("rwkv7_output", "rwkv7-0.4b", _rwkv7_output, {"heads": 16, "width": 64}, {"heads": 2, "width": 12}),
     *(

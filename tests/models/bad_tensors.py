@@ -42,6 +42,7 @@ FAMILIES = [
     Family("samba", SAFETENSORS, "backbone.layers.1.mixer.q_proj.weight", "SambaForCausalLM"),
     Family("bamba", SAFETENSORS, "model.layers.1.self_attn.q_proj.weight", "BambaForCausalLM"),
     Family("falcon_h1", SAFETENSORS, "model.layers.1.mamba.dt_bias", "FalconH1ForCausalLM"),
+    Family("qwen3_next", SAFETENSORS, "model.layers.1.mlp.experts.2.up_proj.weight", "Qwen3NextForCausalLM"),
 ]
 
 
@@ -155,6 +156,14 @@ CONFIG_CASES = [
         ),
         ("attention_layers_negative", "bamba", "attn_layer_indices", [-1], r"attn_layer_indices must be a list of int"),
         ("multipliers_too_few", "falcon_h1", "ssm_multipliers", [1.0], r"ssm_multipliers must be a list of 5 numbers"),
+        (
+            "kinds_too_few",
+            "qwen3_next",
+            "layer_types",
+            ["full_attention"],
+            r"layer_types names 1 layers, and there are",
+        ),
+        ("experts_too_few", "qwen3_next", "num_experts_per_tok", 99, r"num_experts_per_tok must be at most \d+, found"),
         ("rope_theta_too_large", "falcon_h1", "rope_theta", 1e16, r"rope_theta must be a finite number"),
         ("groups_do_not_divide", "mamba2_hf", "n_groups", 2, r"config\.json: n_groups is 2, which does not divide 5"),
         (
@@ -180,6 +189,7 @@ EPSILONS = [
     ("samba", "norm_eps"),
     ("recurrent_gemma", "rms_norm_eps"),
     ("bamba", "rms_norm_eps"),
+    ("qwen3_next", "rms_norm_eps"),
 ]
 SIZES = [
     *((golden, "expand") for golden in ("mamba_hf", "mamba2_hf")),

@@ -15,6 +15,7 @@ from tests.models.random_fla import delta_net, gated_deltanet, gla, hgrn, hgrn2,
 from tests.models.random_hybrids import recurrent_gemma, samba
 from tests.models.random_mamba import falcon_mamba, mamba2_fla, mamba2_hf, mamba2_orig, mamba_hf, mamba_orig
 from tests.models.random_mamba2_hybrids import bamba, falcon_h1
+from tests.models.random_qwen3_next import qwen3_next
 from tests.models.random_rwkv import rwkv4_hf, rwkv4_pth, rwkv5_hf, rwkv5_pth, rwkv6_fla, rwkv6_hf, rwkv6_pth
 from tests.models.random_xlstm import xlstm
 
@@ -88,6 +89,7 @@ Writer = Callable[..., RandomCheckpoint]
 TINY: dict[str, Writer] = {
     "bamba": bamba,
     "falcon_h1": falcon_h1,
+    "qwen3_next": qwen3_next,
     "mamba_hf": mamba_hf,
     "mamba_orig": mamba_orig,
     "mamba2_hf": mamba2_hf,

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from ostinato.models import bamba, falcon_h1, recurrent_gemma, samba
+from ostinato.models import bamba, falcon_h1, qwen3_next_config, recurrent_gemma, samba
 from ostinato.models.checkpoint import Checkpoint, open_checkpoint
 from ostinato.models.errors import UnsupportedModelError
 from ostinato.models.mamba2_hybrid import ATTENTION_WINDOW, SINKS
@@ -47,6 +47,13 @@ def test_bytes_of_published_sizes() -> None:
     assert samba.read_config(described({})).state(torch.bfloat16).bytes_per_state == mamba + ring + POSITION
 
 
+def test_bytes_of_qwen3_next_80b() -> None:
+    """Its class's defaults: 36 recurrent layers and 12 of attention."""
+    spec = qwen3_next_config.read_config(described({}, 1000)).state(torch.bfloat16)
+    recurrent = 36 * (32 * 128 * 128 * 4 + 3 * (2 * 16 * 128 + 32 * 128) * 2)
+    assert spec.bytes_per_state == recurrent + 12 * 1000 * 2 * 2 * 256 * 2 + POSITION
+
+
 def test_full_attention_holds_as_many_tokens_as_it_is_told() -> None:
     ssm = 36 * (1536 * 128 * 4 + 3 * (1536 + 256) * 2)
     for window, tokens in ((None, ATTENTION_WINDOW), (100, 100)):
@@ -60,7 +67,7 @@ def test_a_window_without_room_beside_the_sinks_is_refused(window: int) -> None:
         bamba.read_config(described({}, window))
 
 
-@pytest.mark.parametrize("name", ["bamba", "falcon_h1"])
+@pytest.mark.parametrize("name", ["bamba", "falcon_h1", "qwen3_next"])
 def test_a_window_is_exact_up_to_its_length_and_not_beyond(name: str) -> None:
     tokens, logits = list(range(10, 50)), []
     for window in (None, 30):

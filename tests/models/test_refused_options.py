@@ -103,6 +103,9 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("bamba", "mamba_d_head", 5),
     ("falcon_h1", "projectors_bias", True),
     ("falcon_h1", "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
+    ("qwen3_next", "hidden_act", "gelu"),
+    ("qwen3_next", "attention_bias", True),
+    ("qwen3_next", "rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
 ]
 BASED_MIXERS: list[tuple[str, str, Any]] = [
     ("mixer", "_target_", "based.models.mixers.hyena.HyenaOperator"),

@@ -1,4 +1,4 @@
-"""Bamba and Falcon-H1 by transformers, their plain torch path, fp32, without a cache: full attention."""
+"""Bamba, Falcon-H1 and Qwen3-Next by transformers, their plain torch path, fp32, without a cache: full attention."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ for package in ("fla", "mamba_ssm", "causal_conv1d"):  # whose kernels are prefe
 
 from transformers.models.bamba import BambaForCausalLM  # noqa: E402  (after hiding them)
 from transformers.models.falcon_h1 import FalconH1ForCausalLM  # noqa: E402
+from transformers.models.qwen3_next import Qwen3NextForCausalLM  # noqa: E402
 
 from tests.oracles.worker import Forward, serve  # noqa: E402
 
-CLASSES = {"BambaForCausalLM": BambaForCausalLM, "FalconH1ForCausalLM": FalconH1ForCausalLM}
+CLASSES = {
+    "BambaForCausalLM": BambaForCausalLM,
+    "FalconH1ForCausalLM": FalconH1ForCausalLM,
+    "Qwen3NextForCausalLM": Qwen3NextForCausalLM,
+}
 
 
 def load(folder: Path) -> Forward:
