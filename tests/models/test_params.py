@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ostinato.kernels.experts import Experts
 from ostinato.kernels.linear import Linear
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.registry import load_model
@@ -15,15 +16,20 @@ from tests.models.test_contract import CHECKPOINTS
 def test_projections_are_counted(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The elements of each weight that one token meets are in times out, whatever the layout of its memory."""
     sizes: list[int] = []
-    product = Linear.__call__
+    product, mixture = Linear.__call__, Experts.__call__
 
     def recorded(self: Linear, x: Tensor, residual: Tensor | None = None) -> Tensor:
         y = product(self, x, residual)
         sizes.append(x.shape[-1] * y.shape[-1])
         return y
 
+    def mixed(self: Experts, x: Tensor, experts: Tensor, *rest: Tensor) -> Tensor:
+        sizes.append(experts.shape[1] * self.inner * (2 * self.inputs + self.outputs))
+        return mixture(self, x, experts, *rest)
+
     model = load_model(open_checkpoint(CHECKPOINTS[architecture]), dtype=torch.float32)
     monkeypatch.setattr(Linear, "__call__", recorded)
+    monkeypatch.setattr(Experts, "__call__", mixed)
     Reader(model).read([1])
     *projections, head = sizes
     assert (model.matmul_params, model.head_params) == (sum(projections), head)

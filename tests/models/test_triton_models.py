@@ -39,6 +39,13 @@ pytestmark = [
 ]
 
 
+def form_of(argument: Any) -> Any:
+    """How many dimensions a tensor has, or each of several, and what else there is as it is."""
+    if isinstance(argument, list):
+        return tuple(form_of(x) for x in argument)
+    return f"{argument.dim()} dimensions" if isinstance(argument, Tensor) else argument
+
+
 class _Calls(TorchDispatchMode):
     """Collects which operators of ours are called, and in which forms: operands, their dimensions, switches."""
 
@@ -49,7 +56,7 @@ class _Calls(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "ostinato":
             given = {**dict(enumerate(args)), **(kwargs or {})}
-            form = {name: f"{x.dim()} dimensions" if isinstance(x, Tensor) else x for name, x in given.items()}
+            form = {name: form_of(x) for name, x in given.items()}
             self.found.add((func.name(), *(item for item in form.items() if type(item[1]) not in (int, float))))
         return func(*args, **(kwargs or {}))
 
