@@ -135,7 +135,9 @@ def _dense(draw: Draw, config: Config) -> Tensors:
 
 def _mixture(draw: Draw, config: Config) -> Tensors:
     d = config["hidden_size"]
-    tensors = {"gate.weight": draw.matrix(config["num_experts"], d), "shared_expert_gate.weight": draw.matrix(1, d)}
+    # Logits far apart: where two are close, bf16 and fp32 choose different experts.
+    gates = {"gate": draw.matrix(config["num_experts"], d, 2.5), "shared_expert_gate": draw.matrix(1, d)}
+    tensors = {f"{name}.weight": tensor for name, tensor in gates.items()}
     tensors |= prefixed("shared_expert", mlp_tensors(draw, d, config["shared_expert_intermediate_size"]))
     for expert in range(config["num_experts"]):
         tensors |= prefixed(f"experts.{expert}", mlp_tensors(draw, d, config["moe_intermediate_size"]))
