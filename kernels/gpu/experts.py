@@ -145,7 +145,7 @@ def _in_launch(width: int, inner: int, chosen: int) -> Launch:
 
 
 def _out_launch(outputs: int, inner: int, chosen: int) -> Launch:
-    return Launch({"CHOSEN": chosen, "OUTPUTS": outputs, "INNER": inner, "BLOCK": 16, "BLOCK_K": 128}, num_warps=4)
+    return Launch({"CHOSEN": chosen, "OUTPUTS": outputs, "INNER": inner, "BLOCK": 32, "BLOCK_K": 128}, num_warps=4)
 
 
 def compile_cases() -> list[CompileCase]:
