@@ -97,12 +97,12 @@ def _read_attention(read: WeightReader, name: str, config: Qwen3NextConfig) -> W
     q, gate = both.view(sizes.heads, 2, sizes.head, shell.hidden).unbind(1)
     k = read.matrix(f"{name}.k_proj.weight", keys, shell.hidden)
     v = read.matrix(f"{name}.v_proj.weight", values, shell.hidden)
-    norms = [read.tensor(f"{name}.{part}_norm.weight", sizes.head) + 1 for part in "qk"]
+    q_norm, k_norm = (read.tensor(f"{name}.{part}_norm.weight", sizes.head) + 1 for part in "qk")
     return WindowAttention(
         sizes=sizes,
         qkv=read.projection(torch.cat([q.flatten(0, 1), k, v])),
         output=read.linear(f"{name}.o_proj.weight", shell.hidden, queries),
-        norm=head_norm(*norms, sizes, shell.norm_eps),
+        norm=head_norm(q_norm, k_norm, sizes, shell.norm_eps),
         gate=read.projection(gate.flatten(0, 1)),
     )
 

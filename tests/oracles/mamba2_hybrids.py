@@ -22,12 +22,18 @@ CLASSES = {
     "FalconH1ForCausalLM": FalconH1ForCausalLM,
     "Qwen3NextForCausalLM": Qwen3NextForCausalLM,
 }
+# Experts one by one: the product of all of them together wants sizes that are multiples of four.
+_OPTIONS = {"Qwen3NextForCausalLM": {"experts_implementation": "eager"}}
 
 
 def load(folder: Path) -> Forward:
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
     model, info = CLASSES[architecture].from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, attn_implementation="eager"
+        folder,
+        dtype=torch.float32,
+        output_loading_info=True,
+        attn_implementation="eager",
+        **_OPTIONS.get(architecture, {}),
     )
     problems = {name: found for name, found in info.items() if found}
     assert not problems, f"transformers did not load all of it: {problems}"
