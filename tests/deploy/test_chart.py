@@ -14,7 +14,7 @@ from tests.deploy.files import CHART, ROOT, image_environment, read_yaml, requir
 from tests.deploy.promql import adapter_rules
 from tests.server.harness import real_service, serving
 
-VERSIONS = ("1.27", "1.29", "1.31", "1.33", "1.34")
+VERSIONS = ("1.27", "1.32", "1.37")
 REDIS = {"kind": "url", "url": "redis://redis:6379/0"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -104,6 +104,16 @@ def test_kubernetes_takes_every_object(values: dict[str, Any], version: str) -> 
         assert kubernetes_validate.validate(one, version, strict=True).startswith(version)
 
 
+def test_a_misspelt_field_is_noticed() -> None:
+    require("kubernetes_validate", "kubernetes-validate")
+    import kubernetes_validate
+
+    deployment = rendered({})["Deployment"]
+    server({"Deployment": deployment})["livenesProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="livenesProbe"):
+        kubernetes_validate.validate(deployment, VERSIONS[-1], strict=True)
+
+
 @pytest.mark.parametrize(("values", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_wrong_values_are_refused(values: dict[str, Any], message: str) -> None:
     require("helm_python", "helm-python-sdk")
@@ -167,7 +177,10 @@ def test_objects_belong_together() -> None:
     assert objects["Deployment"]["spec"]["selector"]["matchLabels"].items() <= labels
     assert objects["Service"]["spec"]["selector"].items() <= labels
     assert objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"].items() <= labels
-    assert objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == objects["Deployment"]["metadata"]["name"]
+    assert (
+        objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"]
+        == objects["Deployment"]["metadata"]["name"]
+    )
 
 
 def test_where_states_go() -> None:

@@ -1,4 +1,4 @@
-"""The image, the compose file and the systemd unit: their own tools, and what they say of the server against the server."""
+"""The image, the compose file and the systemd unit: their own tools, and what they say of the server against it."""
 
 from __future__ import annotations
 
