@@ -26,8 +26,8 @@ class Continuation:
 
     start, parent: the snapshot that it goes on from, and its id. keep: what is to be stored; its `before` and `encode`
     are filled in here. scope: whose prefix cache it may use and fill; None: nobody's. checkpoints: lengths of the log,
-    within the prompt, at which a state is to be kept as well. initial: the memory before the first token, where there
-    is no snapshot.
+    within the prompt, at which a state is to be kept as well; stops: of each prompt, further ones for the prefix cache
+    alone. initial: the memory before the first token, where there is no snapshot.
     """
 
     start: Snapshot | None = None
@@ -36,6 +36,7 @@ class Continuation:
     scope: str | None = None
     checkpoints: frozenset[int] = frozenset()
     initial: InitialState | None = None
+    stops: Items[frozenset[int]] = ()
 
 
 FRESH = Continuation()
@@ -67,8 +68,9 @@ def make_sequences(
     seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
     made = []
     for number, prompt in enumerate(prompts):
+        stops = states.stops[number] if states.stops else frozenset()
         choices = [
-            _sequence(f"{request_id}-{index}", tuple(prompt), params, seed, index, priority, tokenizer, states)
+            _sequence(f"{request_id}-{index}", tuple(prompt), params, seed, index, priority, tokenizer, states, stops)
             for index in range(n * number, n * number + n)
         ]
         if params.prompt_logprobs is None:
@@ -88,6 +90,7 @@ def _sequence(
     priority: int,
     tokenizer: Tokenizer | None,
     states: Continuation,
+    stops: frozenset[int],
 ) -> Sequence:
     initial = None if states.initial is None else states.initial.digest
     sequence = Sequence(
@@ -103,6 +106,7 @@ def _sequence(
         initial_digest=initial,
         keep=states.keep,
         checkpoints=states.checkpoints,
+        stops=set(stops),
     )
     if sequence.keep is not None:
         encode = None if tokenizer is None else partial(tokenizer.encode, add_special_tokens=False, continues=True)

@@ -17,6 +17,7 @@ from ostinato.server.errors import install_error_handlers
 from ostinato.server.limits import BodyLimit
 from ostinato.server.metrics import Metrics
 from ostinato.server.ops import ops_router
+from ostinato.server.preview import preview_router
 from ostinato.server.replies import ErrorReply
 from ostinato.server.request_log import RequestLog
 from ostinato.server.responses import responses_router
@@ -67,6 +68,7 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
         state_branches_router,
         state_files_router,
         tokens_router,
+        preview_router,
         ops_router,
     )
     for make_router in routers:

@@ -15,6 +15,7 @@ from ostinato.server.generation import Job, collect, join_ids, new_id, run, wire
 from ostinato.server.job_states import job_states, storing_of
 from ostinato.server.logprobs import TokenNames, chat_logprobs
 from ostinato.server.params import chat_params
+from ostinato.server.prompts import chat_prompt
 from ostinato.server.protocol import ChatRequest
 from ostinato.server.replies import (
     AssistantMessage,
@@ -47,7 +48,7 @@ def chat_router(context: Context) -> APIRouter:
             caches=body.cache_prompt,
             open_turn=True,
         )
-        prompt, states.checkpoints = await context.encode_chat(body.messages, states.start)
+        prompt = await chat_prompt(context, body.messages, states, body.repeat)
         job = Job(new_id("chatcmpl-"), [prompt], params, body.n, body.priority, started, states)
         writer = ChatWriter(context, body, job)
         if body.stream:

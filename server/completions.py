@@ -16,7 +16,9 @@ from ostinato.server.generation import Job, collect, join_ids, new_id, run, wire
 from ostinato.server.job_states import checkpoints_of, job_states, storing_of
 from ostinato.server.logprobs import LegacyWriter, TokenNames, join_legacy
 from ostinato.server.params import completion_params
+from ostinato.server.prompts import completion_prompts
 from ostinato.server.protocol import CompletionRequest
+from ostinato.server.repeat_protocol import RepeatOptions
 from ostinato.server.replies import Completion, CompletionChoice, LegacyLogprobs, Usage
 from ostinato.server.sse import SseResponse, until_disconnect
 from ostinato.server.validation import StrictJsonRoute
@@ -30,16 +32,16 @@ def completions_router(context: Context) -> APIRouter:
         started = time.perf_counter()
         context.check_model(body.model)
         params = completion_params(context, body)
-        prompts = await context.encode_prompts(body)
         states = await job_states(
             context,
             request,
             state=body.state,
             initial=body.initial_state,
             storing=storing_of(body.store),
-            checkpoints=_checkpoints(body, prompts),
             caches=body.cache_prompt,
         )
+        prompts = await completion_prompts(context, body, states)
+        states.checkpoints = _checkpoints(body, prompts)
         job = Job(new_id("cmpl-"), prompts, params, body.best_of or body.n, body.priority, started, states)
         writer = CompletionWriter(context, body, job)
         if body.stream:
@@ -133,9 +135,13 @@ class ChoiceWriter:
 
     def _echo(self) -> str:
         """The prompt as the client wrote it, or as its token ids read."""
-        prompt = self.request.prompt or ""
+        prompt, repeat = self.request.prompt, self.request.repeat
+        if isinstance(repeat, RepeatOptions):
+            behind = self.job.states.start is not None
+            return self.context.tokenizer_for("echo").decode(self.prompt, continues=behind)
+        prompt = prompt or ""
         given = prompt if isinstance(prompt, str) else prompt[self.prompt_index]
-        return given if isinstance(given, str) else self.context.tokenizer_for("echo").decode(self.prompt)
+        return given * repeat if isinstance(given, str) else self.context.tokenizer_for("echo").decode(self.prompt)
 
     def _logprobs(self, event: TokenEvent) -> tuple[LegacyLogprobs | None, LegacyLogprobs | None]:
         """Those of the answer, which with `echo` begin with the prompt's; and the prompt's by themselves."""

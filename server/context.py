@@ -12,14 +12,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from ostinato.engine.errors import RequestError, TextNeedsTokenizerError
-from ostinato.server.conversation import Conversation
 from ostinato.server.errors import ModelNotFoundError
 from ostinato.server.metrics import Metrics
-from ostinato.server.protocol import ChatMessage, CompletionRequest
+from ostinato.server.protocol import CompletionRequest
 
 if TYPE_CHECKING:
     from ostinato.engine.service import Service
-    from ostinato.engine.snapshots import Snapshot
     from ostinato.engine.states import States
     from ostinato.engine.tokenizer import Tokenizer
     from ostinato.server.settings import ServerSettings
@@ -99,19 +97,6 @@ class Context:
             return await self.encode(texts, "prompt", special=special, continues=continues)
         many = [tuple(prompt) for prompt in prompts if isinstance(prompt, list)]
         return many or [tuple(token_id for token_id in prompts if isinstance(token_id, int))]
-
-    async def encode_chat(
-        self, messages: Sequence[ChatMessage], start: Snapshot | None = None, *, answers: bool = True
-    ) -> tuple[tuple[int, ...], dict[int, str | None]]:
-        """The token ids of a conversation, or of what goes on from a state, and its checkpoints, by number of tokens.
-
-        answers: up to where the assistant's answer begins. Raises RequestError, TextNeedsTokenizerError.
-        """
-        tokenizer = self.tokenizer_for("messages")
-        conversation = Conversation(tokenizer, messages, None if start is None else start.open_turn)
-        text = conversation.text(answers=answers)
-        (ids,) = await self.encode([text], "messages", special=False, continues=start is not None)
-        return ids, conversation.checkpoints(ids)
 
     def check_token_ids(self, ids: Sequence[int], field_name: str) -> None:
         """Raises RequestError: an id is outside of the vocabulary."""

@@ -62,22 +62,29 @@ class Conversation:
         for count, message in enumerate(self._messages, start=1):
             if message.checkpoint is not False:
                 name = message.checkpoint if isinstance(message.checkpoint, str) else None
-                found[self._length(count, ids)] = name
+                length = self.length(count, ids)
+                if not length:
+                    where = f"messages[{count - 1}].checkpoint"
+                    raise RequestError(f"{where}: the template writes nothing up to there", "messages")
+                found[length] = name
         return found
 
-    def _length(self, count: int, ids: Sequence[int]) -> int:
+    def length(self, count: int, ids: Sequence[int]) -> int:
+        """How many tokens of `ids` lie within the first `count` messages."""
         beginning = self._encode(self.text(count, answers=False))
-        same = next((i for i, (left, right) in enumerate(zip(beginning, ids, strict=False)) if left != right), None)
-        length = min(len(beginning), len(ids)) if same is None else same
-        if not length:
-            raise RequestError(f"messages[{count - 1}].checkpoint: the template writes nothing up to there", "messages")
-        return length
+        return shared_length(beginning, ids)
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False, continues=self._after is not None)
 
     def _render(self, messages: list[dict[str, str]], *, answers: bool) -> str:
         return self._tokenizer.apply_chat_template(messages, add_generation_prompt=answers)
+
+
+def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two lists have in common before they part."""
+    pairs = zip(left, right, strict=False)
+    return next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(left), len(right)))
 
 
 def plain(message: ChatMessage) -> dict[str, str]:

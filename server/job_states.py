@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -57,8 +57,8 @@ class JobStates:
 
     start, parent: what it goes on from, and its id. storing: how the state at the end is stored; None: it is not.
     caches: whether the prefix cache is used. checkpoints: lengths of its prompt at which the state is to be kept, with
-    their names. marks, ends: what was stored of each choice: at checkpoints, in order, and at its end. initial: the
-    memory before the first token.
+    their names; stops: of each prompt, those at which the prefix cache is to keep it. marks, ends: what was stored of
+    each choice: at checkpoints, in order, and at its end. initial: the memory before the first token.
     """
 
     owner: str
@@ -67,6 +67,7 @@ class JobStates:
     parent: str | None = None
     storing: Storing | None = None
     checkpoints: Mapping[int, str | None] = field(default_factory=dict)
+    stops: Sequence[frozenset[int]] = ()
     caches: bool = True
     open_turn: bool = False
     initial: InitialState | None = None
@@ -91,7 +92,8 @@ class JobStates:
             private = self.storing.private or (self.start is not None and self.start.log.tokens is None)
             keep = Keep(private=private, open_turn=self.open_turn)
         scope = self.owner if self.caches else None
-        return Continuation(self.start, self.parent, keep, scope, marks, self.initial)
+        own = [frozenset(self.tokens_before + length for length in of_prompt) for of_prompt in self.stops]
+        return Continuation(self.start, self.parent, keep, scope, marks, self.initial, own if self.caches else ())
 
     def hold(self) -> AbstractContextManager[None]:
         """While this is open, the state that the request goes on from is not evicted."""

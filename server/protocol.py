@@ -6,11 +6,12 @@ Ranges are not checked here: `SamplingParams` checks them, for every way into th
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
-from ostinato.server.validation import must_be
+from ostinato.server.repeat_protocol import Part, Repeat
+from ostinato.server.validation import WireModel, must_be
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
@@ -35,20 +36,6 @@ LogitBias = Annotated[
     dict[Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], float],
     must_be('an object from token ids, written as strings, to numbers, for example {"42": -100}'),
 ]
-
-
-class WireModel(BaseModel):
-    """Base of every request and of every object inside one."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:
-        """Clients of the OpenAI API send null for what the user left unset."""
-        if isinstance(value, dict):
-            return {key: item for key, item in value.items() if item is not None}
-        return value
 
 
 MAX_LABELS = 16
@@ -109,6 +96,7 @@ class SamplingRequest(WireModel):
     state: StateId | None = None
     initial_state: str | None = None
     cache_prompt: bool = True
+    repeat: Repeat = 1
     user: str | None = None  # OpenAI: a label of the end user, without effect on the answer
 
 
@@ -125,7 +113,7 @@ class GenerationRequest(SamplingRequest):
 class CompletionRequest(GenerationRequest):
     """Body of POST /v1/completions."""
 
-    prompt: Prompt | None = None  # may be left out where a state is named
+    prompt: Prompt | None = None  # may be left out where a state is named, or `repeat` writes it
     checkpoints: Checkpoints = Field(default_factory=list)
     best_of: int | None = None
     echo: bool = False
@@ -144,6 +132,7 @@ class ChatMessage(WireModel):
     content: str | list[TextPart]
     name: str | None = None
     checkpoint: bool | Label = False
+    part: Part | None = None
 
 
 class ResponseFormat(WireModel):

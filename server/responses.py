@@ -21,6 +21,7 @@ from ostinato.server.errors import PreviousResponseNotFoundError, ResponseNotFou
 from ostinato.server.generation import Job, new_id
 from ostinato.server.job_states import JobStates, job_states, owner_of, storing_of
 from ostinato.server.params import response_params
+from ostinato.server.prompts import chat_prompt
 from ostinato.server.responses_protocol import ResponseRequest
 from ostinato.server.responses_replies import DeletedResponse, ResponseReply
 from ostinato.server.responses_writer import EventResponse, ResponseWriter
@@ -38,8 +39,8 @@ def responses_router(context: Context) -> APIRouter:
         context.check_model(body.model)
         params = response_params(context, body)
         response_id = new_id("resp_")
-        states = await _states(context, body, request, response_id)
-        prompt = await _encode(context, body, states)
+        states = await load_states(context, body, request, _storing(context, body, response_id))
+        prompt = await encode_input(context, body, states)
         job = Job(response_id, [prompt], params, 1, body.priority, started, states)
         writer = ResponseWriter(context, body, job)
         if body.stream:
@@ -65,8 +66,8 @@ def state_id_of(response_id: str) -> str:
     return f"st_{hashlib.sha256(response_id.encode()).hexdigest()}"
 
 
-async def _states(context: Context, body: ResponseRequest, request: Request, response_id: str) -> JobStates:
-    """Loads what the request goes on from.
+async def load_states(context: Context, body: ResponseRequest, request: Request, storing: Storing | None) -> JobStates:
+    """Loads what the request goes on from. storing: how the state at the answer's end is stored.
 
     Raises:
         RequestError: two things to go on from, or this server keeps no states.
@@ -84,7 +85,7 @@ async def _states(context: Context, body: ResponseRequest, request: Request, res
             request,
             state=body.state if previous is None else state_id_of(previous),
             initial=body.initial_state,
-            storing=_storing(context, body, response_id),
+            storing=storing,
             caches=body.cache_prompt,
             open_turn=True,
         )
@@ -104,12 +105,13 @@ def _storing(context: Context, body: ResponseRequest, response_id: str) -> Stori
     return replace(storing, id=state_id_of(response_id), labels=tuple(dict.fromkeys([*storing.labels, *metadata])))
 
 
-async def _encode(context: Context, body: ResponseRequest, states: JobStates) -> tuple[int, ...]:
+async def encode_input(context: Context, body: ResponseRequest, states: JobStates) -> tuple[int, ...]:
     """The new tokens. Raises RequestError, TextNeedsTokenizerError."""
     if body.input is None and states.start is None:
         raise RequestError("input: Field required, unless there is a response or a state to go on from.", "input")
     try:
-        prompt, _ = await context.encode_chat(body.messages(), states.start)
+        return await chat_prompt(context, body.messages(), states, body.repeat)
     except RequestError as error:
+        if not (error.field or "messages").startswith("messages"):
+            raise
         raise type(error)(f"input: {str(error).removeprefix('messages: ')}", "input") from None
-    return prompt

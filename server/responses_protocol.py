@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ostinato.server.protocol import ChatMessage, ResponseFormat, SamplingRequest, Store, WireModel
-from ostinato.server.validation import must_be
+from ostinato.server.protocol import ChatMessage, ResponseFormat, SamplingRequest, Store
+from ostinato.server.repeat_protocol import Part
+from ostinato.server.validation import WireModel, must_be
 
 MAX_METADATA = 16
 
@@ -40,10 +41,11 @@ class MessageItem(WireModel):
     content: str | list[ContentPart]
     id: str | None = None
     status: Literal["in_progress", "completed", "incomplete"] | None = None
+    part: Part | None = None
 
     def message(self) -> ChatMessage:
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return ChatMessage(role=self.role, content=content)
+        return ChatMessage(role=self.role, content=content, part=self.part)
 
 
 class TextConfig(WireModel):

@@ -17,6 +17,7 @@ from ostinato.engine.store import UNCHANGED, StateRecord
 from ostinato.server.context import Context
 from ostinato.server.generation import Job, collect, new_id
 from ostinato.server.job_states import JobStates, checkpoints_of, expires_in, job_states, owner_of
+from ostinato.server.prompts import chat_prompt
 from ostinato.server.protocol import CreateStateRequest, UpdateStateRequest
 from ostinato.server.sse import until_disconnect
 from ostinato.server.state_replies import CreatedState, Deleted, StateCard, StateList
@@ -113,8 +114,7 @@ async def _encode(context: Context, body: CreateStateRequest, states: JobStates)
     if body.messages is not None:
         if body.checkpoints:
             raise RequestError("checkpoints belong to prompt; in messages, mark the message", "checkpoints")
-        ids, states.checkpoints = await context.encode_chat(body.messages, states.start, answers=False)
-        return ids
+        return await chat_prompt(context, body.messages, states, answers=False)
     assert body.prompt is not None  # one of the two is there
     ids = await _encode_prompt(context, body.prompt, body, continues=states.start is not None)
     states.checkpoints = checkpoints_of(body.checkpoints, len(ids))

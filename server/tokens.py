@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from ostinato.engine.errors import RequestError
 from ostinato.server.context import Context
+from ostinato.server.prompts import chat_prompt
 from ostinato.server.protocol import DetokenizeRequest, TokenizeRequest
 from ostinato.server.replies import DetokenizeReply, TokenizeReply
 from ostinato.server.validation import StrictJsonRoute
@@ -18,7 +19,7 @@ def tokens_router(context: Context) -> APIRouter:
     async def tokenize(body: TokenizeRequest) -> TokenizeReply:
         context.check_model(body.model)
         if body.messages is not None and body.prompt is None:
-            ids, _ = await context.encode_chat(body.messages)
+            ids = await chat_prompt(context, body.messages)
         elif body.prompt is not None and body.messages is None:
             (ids,) = await context.encode([body.prompt], "prompt", special=body.add_special_tokens)
         else:
