@@ -97,10 +97,8 @@ def write_out(messages: Sequence[ChatMessage], repeat: Repeat) -> tuple[Sequence
     """
     if isinstance(repeat, RepeatOptions):
         return _marked(messages, repeat)
-    for number, message in enumerate(messages):
-        if message.part is not None:
-            where = f"messages[{number}].part"
-            raise RequestError(f'{where}: needs repeat with an object, such as {{"times": 2}}', where)
+    if any(message.part is not None for message in messages):
+        raise RequestError('messages: "part" needs repeat as an object, such as {"times": 2}', "messages")
     if repeat > 1 and not messages:
         raise RequestError("repeat: there are no messages to repeat", "repeat")
     again = [message.model_copy(update={"checkpoint": False}) for message in messages]
@@ -145,9 +143,8 @@ def _check_marks(
     if options.from_state and (start or order.startswith("q")):
         message = "repeat.from_state: the state has read the context, so nothing can stand before its first reading"
         raise RequestError(message, "repeat.from_state")
-    plain = next((i for i in range(start, len(messages)) if messages[i].part is None), None)
-    if plain is not None:
-        raise RequestError(f"messages[{plain}].part: behind a marked message all have to be marked", "messages")
+    if any(message.part is None for message in messages[start:]):
+        raise RequestError('messages: behind one with "part" all need it', "messages")
     needs_context = not options.from_state or order.count("c") > 1
     if not parts["q"] or (needs_context and not parts["c"]):
         missing = "context" if parts["q"] else "question"
