@@ -15,7 +15,7 @@ from ostinato.kernels.linear import Linear
 from ostinato.kernels.packed import Packed
 from ostinato.models.base import StateTensors
 from ostinato.models.checkpoint import Checkpoint
-from ostinato.models.fla_mixers import Reading, read_convolution
+from ostinato.models.fla_mixers import Reading, ShortConvolution
 from ostinato.models.gated_deltanet import GatedDeltaNetMixer
 from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
 from ostinato.models.qwen3_next_config import Qwen3NextConfig, read_config
@@ -78,10 +78,11 @@ def _read_mixer(read: WeightReader, name: str, config: Qwen3NextConfig) -> Gated
     q, k, v, z = qkvz.view(c.heads, -1, hidden).split([c.key, c.key, shared * c.value, shared * c.value], dim=1)
     beta, decay = ba.view(c.heads, -1, hidden).split(shared, dim=1)
     inputs = torch.cat([part.flatten(0, 1) for part in (q, k, v, decay, beta, z)])
+    convolution = read.tensor(f"{name}.conv1d.weight", sum(c.joined), 1, c.conv_width)
     return GatedDeltaNetMixer(
         config=c,
         inputs=read.projection(inputs),
-        convolution=read_convolution(read, [(f"{name}.conv1d.weight", sum(c.joined))], c.conv_width),
+        convolution=ShortConvolution(convolution.squeeze(1).T.contiguous()),
         rate=read.tensor(f"{name}.A_log", c.value_heads).exp().neg(),
         step_bias=read.tensor(f"{name}.dt_bias", c.value_heads),
         norm=RMSNorm(read.tensor(f"{name}.norm.weight", c.value), c.shell.norm_eps),
