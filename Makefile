@@ -7,8 +7,9 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 WORKERS ?= 2
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: serve test lint format clean
+.PHONY: serve test test-long lint format clean
 
 ## serve MODEL (the embedded demo model) on PORT, and print a curl command to try it with
 serve: $(VENV)/.serve
@@ -16,7 +17,11 @@ serve: $(VENV)/.serve
 
 ## run the tests in WORKERS processes, each with a thread and about 4 GB of memory, and report coverage
 test: $(VENV)/.test
-	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
+	$(PYTEST) -m "not long" --cov --cov-report=term:skip-covered
+
+## run the tests that take long: every model in Triton's interpreter, kernels compiled for GPUs, faults under load
+test-long: $(VENV)/.test
+	$(PYTEST) -m long
 
 ## check format, style, import direction and types
 lint: $(VENV)/.dev build/types/ostinato
