@@ -41,6 +41,17 @@ MAMBA2_27B: Config = {
 }
 GLA_13B: Config = {"architectures": ["GLAForCausalLM"], "hidden_size": 2048, "num_hidden_layers": 24, "num_heads": 4}
 GLA_27B: Config = {"architectures": ["GLAForCausalLM"], "hidden_size": 2560, "num_hidden_layers": 32, "num_heads": 5}
+
+
+def _fla(architecture: str, **sizes: Any) -> Config:
+    return {"architectures": [f"{architecture}ForCausalLM"], "hidden_size": 2048, "num_hidden_layers": 24, **sizes}
+
+
+RETNET_13B = _fla("RetNet", num_heads=8)
+HGRN_13B = _fla("HGRN")
+HGRN2_13B = _fla("HGRN2", expand_ratio=128)
+DELTA_NET_13B = _fla("DeltaNet", num_heads=16)
+GATED_DELTANET_13B = _fla("GatedDeltaNet", num_hidden_layers=21, num_heads=6, head_dim=256, expand_v=2)
 XLSTM_7B: Config = {
     "architectures": ["xLSTMForCausalLM"],
     "embedding_dim": 4096,
@@ -87,6 +98,14 @@ PUBLIC_STATES: dict[str, tuple[Config, dict[str, int]]] = {
     "mamba2-2.7b": (MAMBA2_27B, {"ssm": 64 * 5120 * 128 * 4, "conv": 64 * 5376 * 3 * 2}),
     "gla-1.3b": (GLA_13B, {"recurrent": 24 * 4 * 256 * 512 * 4}),
     "gla-2.7b": (GLA_27B, {"recurrent": 32 * 5 * 256 * 512 * 4}),
+    "retnet-1.3b": (RETNET_13B, {"recurrent": 24 * 8 * 256 * 512 * 4, "position": 8}),
+    "hgrn-1.3b": (HGRN_13B, {"recurrent": 24 * 2048 * 4}),
+    "hgrn2-1.3b": (HGRN2_13B, {"recurrent": 24 * 16 * 128 * 128 * 4}),
+    "delta_net-1.3b": (DELTA_NET_13B, {"recurrent": 24 * 16 * 128 * 128 * 4, "conv": 24 * 3 * 3 * 2048 * 2}),
+    "gated_deltanet-1.3b": (
+        GATED_DELTANET_13B,
+        {"recurrent": 21 * 6 * 256 * 512 * 4, "conv": 21 * 3 * 6 * (256 + 256 + 512) * 2},
+    ),
     # The paper's running maximum, 8 numbers a layer, is not needed: see `ostinato.models.xlstm`.
     "xlstm-7b": (XLSTM_7B, {"mlstm": 32 * (8 * 256 * 512 + 8 * 256) * 4}),
     "based-360m": (
@@ -118,6 +137,11 @@ PUBLIC_PARAMETERS = {
     "mamba2-2.7b": 2.7,
     "gla-1.3b": 1.4,
     "gla-2.7b": 2.7,
+    "retnet-1.3b": 1.4,
+    "hgrn-1.3b": 1.4,
+    "hgrn2-1.3b": 1.4,
+    "delta_net-1.3b": 1.4,
+    "gated_deltanet-1.3b": 1.4,
     "xlstm-7b": 6.9,
     "based-360m": 0.4,
     "based-1b": 1.3,
