@@ -1,7 +1,8 @@
 """Every model on the Triton kernels, in Triton's interpreter, in fp32.
 
-It is slow, so where two architectures call the same operators in the same forms, as two layouts of one model do, one of
-them is run. The back end is the whole process's, so one other process computes everything (`triton_run.py`).
+It is slow, and what differs between back ends are operators. So only as many architectures are run as call every
+operator in every form in which a model calls it. The back end is the whole process's, so one other process computes
+everything (`triton_run.py`).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 BOUND = 1e-4
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.timeout(600),
     pytest.mark.skipif(
         importlib.util.find_spec("triton") is None and "CI" not in os.environ,
@@ -69,21 +71,27 @@ def forms_of(architecture: str) -> frozenset[tuple[object, ...]]:
     return frozenset(calls.found)
 
 
-def of_different_forms(architectures: list[str]) -> list[str]:
-    """One architecture for each set of forms."""
-    return sorted({forms_of(architecture): architecture for architecture in architectures}.values())
+def that_cover(architectures: list[str]) -> list[str]:
+    """A few that together call all that any calls: again and again the one that adds most."""
+    left = set[tuple[object, ...]]().union(*map(forms_of, architectures))
+    chosen = []
+    while left:
+        chosen.append(max(architectures, key=lambda architecture: len(forms_of(architecture) & left)))
+        left -= forms_of(chosen[-1])
+    return sorted(chosen)
 
 
-RUN = of_different_forms(sorted(CHECKPOINTS, reverse=True))
+RUN = that_cover(sorted(CHECKPOINTS, reverse=True))
 each_architecture = pytest.mark.parametrize("architecture", RUN)
 
 
 def test_no_form_is_left_out() -> None:
     """Two layouts of a model have the same; models have not."""
-    run = {forms_of(architecture) for architecture in RUN}
-    assert {forms_of(architecture) for architecture in CHECKPOINTS} == run
+    run = set[tuple[object, ...]]().union(*map(forms_of, RUN))
+    for architecture in CHECKPOINTS:
+        assert forms_of(architecture) <= run, architecture
     assert forms_of("RWKV7ForCausalLM") == forms_of("rwkv7_pth")
-    assert forms_of("MambaForCausalLM") != forms_of("Mamba2ForCausalLM")
+    assert not forms_of("MambaForCausalLM") <= forms_of("Mamba2ForCausalLM")
 
 
 class Found:

@@ -32,6 +32,13 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
     return WithoutTriton.from_parent(parent, path=module_path)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The interpreter is slow, and so is compiling for several GPUs."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture(autouse=True)
 def _poisoned_outputs() -> Iterator[None]:
     """PyTorch's deterministic mode fills what `torch.empty` returns with NaN."""
