@@ -103,7 +103,7 @@ def _read_layer(read: WeightReader, layer: int, c: FalconH1Config) -> FalconH1La
     norm = read.tensor(f"{name}.input_layernorm.weight", m.hidden)
     ssm = read_mixer(read, f"{name}.mamba", m, normed=c.normed)
     mlp = read_mlp(read, f"{name}.feed_forward", c.hybrid)
-    widths = (m.inner, m.inner, m.groups * m.state, m.groups * m.state, m.heads)
+    widths = (m.inner, m.inner, m.groups * m.state_size, m.groups * m.state_size, m.heads)
     return FalconH1Layer(
         index=layer,
         ssm_norm=RMSNorm(norm * c.ssm_in, m.norm_eps),

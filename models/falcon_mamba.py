@@ -6,13 +6,8 @@ import torch
 
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
-from ostinato.models.mamba import Mamba, MambaConfig, read_hf_config
-
-
-class FalconMamba(Mamba):
-    """See `ostinato.models.base.Model`. The state is Mamba's."""
-
-    family = "Falcon-Mamba"
+from ostinato.models.mamba import MambaConfig, read_hf_config, read_mixer
+from ostinato.models.mamba_backbone import MambaBackbone
 
 
 def read_config(checkpoint: Checkpoint) -> MambaConfig:
@@ -24,6 +19,6 @@ def read_config(checkpoint: Checkpoint) -> MambaConfig:
     return replace(read_hf_config(checkpoint), inner_norm_eps=config.positive("mixer_rms_eps", 1e-6))
 
 
-def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> FalconMamba:
+def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> MambaBackbone:
     """The layout of transformers' FalconMambaForCausalLM."""
-    return FalconMamba(checkpoint, read_config(checkpoint), device, dtype)
+    return MambaBackbone("Falcon-Mamba", checkpoint, read_config(checkpoint), read_mixer, device, dtype)

@@ -13,10 +13,11 @@ from ostinato.kernels.conv import causal_conv
 from ostinato.kernels.linear import Linear
 from ostinato.kernels.packed import Packed
 from ostinato.kernels.recurrence import recurrence
-from ostinato.models.base import StateSpec, StateTensor, StateTensors
+from ostinato.models.base import StateSpec, StateTensor
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
-from ostinato.models.layers import Embedding, RMSNorm, WeightReader
+from ostinato.models.layers import RMSNorm, WeightReader
+from ostinato.models.mamba_backbone import MambaBackbone
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class MambaConfig:
     layers: int
     hidden: int
     inner: int
-    state: int
+    state_size: int
     conv_width: int
     dt_rank: int
     vocab_size: int
@@ -44,7 +45,16 @@ class MambaConfig:
     @property
     def inner_sizes(self) -> list[int]:
         """Widths of what x_proj computes: the low-rank step size, B and C."""
-        return [self.dt_rank, self.state, self.state]
+        return [self.dt_rank, self.state_size, self.state_size]
+
+    def state(self, dtype: torch.dtype) -> StateSpec:
+        """`ssm` [inner, state_size] fp32 and the `conv` tail. dtype: of the computation."""
+        return StateSpec(
+            (
+                StateTensor("ssm", self.layers, (self.inner, self.state_size), torch.float32),
+                StateTensor("conv", self.layers, (self.conv_width - 1, self.inner), dtype),
+            )
+        )
 
 
 def read_hf_config(checkpoint: Checkpoint) -> MambaConfig:
@@ -59,7 +69,7 @@ def read_hf_config(checkpoint: Checkpoint) -> MambaConfig:
         layers=config.integer("num_hidden_layers", 32),
         hidden=hidden,
         inner=_inner_size(config, hidden),
-        state=config.integer("state_size", 16),
+        state_size=config.integer("state_size", 16),
         conv_width=config.integer("conv_kernel", 4),
         dt_rank=math.ceil(hidden / 16) if rank == "auto" else config.integer("time_step_rank"),
         vocab_size=vocab_size,
@@ -95,7 +105,7 @@ def read_original_config(checkpoint: Checkpoint) -> MambaConfig:
         layers=config.integer("n_layer"),
         hidden=hidden,
         inner=ssm.fraction_of(hidden, "expand", 2),
-        state=ssm.integer("d_state", 16),
+        state_size=ssm.integer("d_state", 16),
         conv_width=ssm.integer("d_conv", 4),
         dt_rank=math.ceil(hidden / 16) if rank == "auto" else ssm.integer("dt_rank"),
         vocab_size=vocab_size,
@@ -163,10 +173,10 @@ def read_mixer(read: WeightReader, name: str, c: MambaConfig) -> MambaMixer:
         in_proj=_projection(read, f"{name}.in_proj", 2 * c.inner, c.hidden, c),
         conv_weight=conv.squeeze(1).T.contiguous(),
         conv_bias=read.tensor(f"{name}.conv1d.bias", c.inner) if c.conv_bias else None,
-        x_proj=read.linear(f"{name}.x_proj.weight", c.dt_rank + 2 * c.state, c.inner),
+        x_proj=read.linear(f"{name}.x_proj.weight", c.dt_rank + 2 * c.state_size, c.inner),
         dt_proj=read.linear(f"{name}.dt_proj.weight", c.inner, c.dt_rank),
         step_bias=read.tensor(f"{name}.dt_proj.bias", c.inner).unsqueeze(0),
-        rate=read.tensor(f"{name}.A_log", c.inner, c.state).exp().neg().unsqueeze(0),
+        rate=read.tensor(f"{name}.A_log", c.inner, c.state_size).exp().neg().unsqueeze(0),
         skip=read.tensor(f"{name}.D", c.inner).unsqueeze(0),
         out_proj=_projection(read, f"{name}.out_proj", c.hidden, c.inner, c),
         inner_norms=_inner_norms(read.device, c),
@@ -183,51 +193,11 @@ def _projection(read: WeightReader, name: str, out: int, into: int, c: MambaConf
     return read.linear(f"{name}.weight", out, into, bias=f"{name}.bias" if c.projection_bias else None)
 
 
-class Mamba:
-    """See `ostinato.models.base.Model`. State per layer: `ssm` [inner, state] fp32 and `conv` [width - 1, inner]."""
-
-    family = "Mamba"
-
-    def __init__(self, checkpoint: Checkpoint, config: MambaConfig, device: torch.device, dtype: torch.dtype) -> None:
-        c, read = config, WeightReader(checkpoint, device, dtype)
-        self.architecture = checkpoint.architecture
-        self.vocab_size, self.dtype = c.vocab_size, dtype
-        self.state_spec = StateSpec(
-            (
-                StateTensor("ssm", c.layers, (c.inner, c.state), torch.float32),
-                StateTensor("conv", c.layers, (c.conv_width - 1, c.inner), dtype),
-            )
-        )
-        self._embedding = Embedding(read.matrix(c.embedding_name, c.vocab_rows, c.hidden))
-        self._layers = [
-            (
-                RMSNorm(read.tensor(f"backbone.layers.{i}.norm.weight", c.hidden), c.norm_eps),
-                read_mixer(read, f"backbone.layers.{i}.mixer", c),
-            )
-            for i in range(c.layers)
-        ]
-        self._norm = RMSNorm(read.tensor("backbone.norm_f.weight", c.hidden), c.norm_eps)
-        self._head = read.head("lm_head.weight", c.vocab_rows, c.hidden, self._embedding, c.tied)
-        self.weight_bytes = read.num_bytes
-        self.matmul_params, self.head_params = read.matmul_params, read.head_params
-
-    def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
-        """See `Model.forward`."""
-        x = self._embedding(tokens)
-        for i, (norm, mixer) in enumerate(self._layers):
-            x = mixer(norm(x, self.dtype), batch, pool["conv"][i], pool["ssm"][i], x)
-        return self._norm(x, self.dtype)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """See `Model.logits`."""
-        return self._head(hidden)
-
-
-def load_hf(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Mamba:
+def load_hf(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> MambaBackbone:
     """The layout of transformers' MambaForCausalLM."""
-    return Mamba(checkpoint, read_hf_config(checkpoint), device, dtype)
+    return MambaBackbone("Mamba", checkpoint, read_hf_config(checkpoint), read_mixer, device, dtype)
 
 
-def load_original(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Mamba:
+def load_original(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> MambaBackbone:
     """The layout of the state-spaces/mamba repository."""
-    return Mamba(checkpoint, read_original_config(checkpoint), device, dtype)
+    return MambaBackbone("Mamba", checkpoint, read_original_config(checkpoint), read_mixer, device, dtype)

@@ -14,10 +14,10 @@ from ostinato.kernels.conv import causal_conv
 from ostinato.kernels.linear import Linear
 from ostinato.kernels.packed import Packed
 from ostinato.kernels.recurrence import recurrence
-from ostinato.models.base import StateSpec, StateTensor, StateTensors
 from ostinato.models.checkpoint import Checkpoint
-from ostinato.models.layers import Embedding, RMSNorm, WeightReader
+from ostinato.models.layers import RMSNorm, WeightReader
 from ostinato.models.mamba2_config import Mamba2Config, read_hf_config, read_original_config
+from ostinato.models.mamba_backbone import MambaBackbone
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,13 @@ class Mamba2Mixer:
 
         Returns residual and output together: [T, hidden] fp32.
         """
-        c, shared = self.config, (self.config.groups, self.config.state)
+        c, shared = self.config, (self.config.groups, self.config.state_size)
         projected = self.in_proj(u)
         if self.input_scale is not None:
             projected = projected * self.input_scale
         z, mixed, step = projected.split([c.inner, c.channels, c.heads], dim=-1)
         mixed = causal_conv(mixed, self.conv_weight, self.conv_bias, conv, batch)
-        x, b, q = mixed.split([c.inner, c.groups * c.state, c.groups * c.state], dim=-1)
+        x, b, q = mixed.split([c.inner, c.groups * c.state_size, c.groups * c.state_size], dim=-1)
         step, step_bias = self._limited(step)
         y = recurrence(
             q.unflatten(-1, shared),
@@ -104,51 +104,11 @@ def _projection(read: WeightReader, name: str, out: int, into: int, c: Mamba2Con
     return read.linear(f"{name}.weight", out, into, bias=f"{name}.bias" if c.projection_bias else None)
 
 
-class Mamba2:
-    """See `ostinato.models.base.Model`. State per layer: `ssm` [heads, head, state] fp32 and the `conv` tail."""
-
-    family = "Mamba-2"
-
-    def __init__(self, checkpoint: Checkpoint, config: Mamba2Config, device: torch.device, dtype: torch.dtype) -> None:
-        c, read = config, WeightReader(checkpoint, device, dtype)
-        self.architecture = checkpoint.architecture
-        self.vocab_size, self.dtype = c.vocab_size, dtype
-        self.state_spec = StateSpec(
-            (
-                StateTensor("ssm", c.layers, (c.heads, c.head, c.state), torch.float32),
-                StateTensor("conv", c.layers, (c.conv_width - 1, c.channels), dtype),
-            )
-        )
-        self._embedding = Embedding(read.matrix(c.embedding_name, c.vocab_rows, c.hidden))
-        self._layers = [
-            (
-                RMSNorm(read.tensor(f"backbone.layers.{i}.norm.weight", c.hidden), c.norm_eps),
-                read_mixer(read, f"backbone.layers.{i}.mixer", c),
-            )
-            for i in range(c.layers)
-        ]
-        self._norm = RMSNorm(read.tensor("backbone.norm_f.weight", c.hidden), c.norm_eps)
-        self._head = read.head("lm_head.weight", c.vocab_rows, c.hidden, self._embedding, c.tied)
-        self.weight_bytes = read.num_bytes
-        self.matmul_params, self.head_params = read.matmul_params, read.head_params
-
-    def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
-        """See `Model.forward`."""
-        x = self._embedding(tokens)
-        for i, (norm, mixer) in enumerate(self._layers):
-            x = mixer(norm(x, self.dtype), batch, pool["conv"][i], pool["ssm"][i], x)
-        return self._norm(x, self.dtype)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """See `Model.logits`."""
-        return self._head(hidden)
-
-
-def load_hf(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Mamba2:
+def load_hf(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> MambaBackbone:
     """The layout of transformers' Mamba2ForCausalLM, and of flash-linear-attention's."""
-    return Mamba2(checkpoint, read_hf_config(checkpoint), device, dtype)
+    return MambaBackbone("Mamba-2", checkpoint, read_hf_config(checkpoint), read_mixer, device, dtype)
 
 
-def load_original(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Mamba2:
+def load_original(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> MambaBackbone:
     """The layout of the state-spaces/mamba repository."""
-    return Mamba2(checkpoint, read_original_config(checkpoint), device, dtype)
+    return MambaBackbone("Mamba-2", checkpoint, read_original_config(checkpoint), read_mixer, device, dtype)

@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass
 
+import torch
+
+from ostinato.models.base import StateSpec, StateTensor
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
 from ostinato.models.errors import CheckpointError
@@ -20,7 +23,7 @@ class Mamba2Config:
     heads: int
     head: int
     groups: int
-    state: int
+    state_size: int
     conv_width: int
     vocab_size: int
     vocab_rows: int
@@ -39,7 +42,16 @@ class Mamba2Config:
     @property
     def channels(self) -> int:
         """Width of what the convolution reads: x, B and C."""
-        return self.inner + 2 * self.groups * self.state
+        return self.inner + 2 * self.groups * self.state_size
+
+    def state(self, dtype: torch.dtype) -> StateSpec:
+        """`ssm` [heads, head, state size] fp32 and the `conv` tail. dtype: of the computation."""
+        return StateSpec(
+            (
+                StateTensor("ssm", self.layers, (self.heads, self.head, self.state_size), torch.float32),
+                StateTensor("conv", self.layers, (self.conv_width - 1, self.channels), dtype),
+            )
+        )
 
 
 def read_hf_config(checkpoint: Checkpoint) -> Mamba2Config:
@@ -73,7 +85,7 @@ def read_hf_config(checkpoint: Checkpoint) -> Mamba2Config:
         heads=heads,
         head=head,
         groups=groups,
-        state=config.integer("state_size", 128),
+        state_size=config.integer("state_size", 128),
         conv_width=config.integer("conv_kernel", 4),
         vocab_size=vocab_size,
         vocab_rows=vocab_size,
@@ -109,7 +121,7 @@ def read_original_config(checkpoint: Checkpoint) -> Mamba2Config:
         heads=heads,
         head=head,
         groups=groups,
-        state=ssm.integer("d_state", 128),
+        state_size=ssm.integer("d_state", 128),
         conv_width=ssm.integer("d_conv", 4),
         vocab_size=vocab_size,
         vocab_rows=math.ceil(vocab_size / multiple) * multiple,

@@ -46,7 +46,7 @@ class HybridConfig:
         tensors = self.attention.state(len(self.attending), dtype)
         if layers:
             tensors += (
-                StateTensor("ssm", layers, (c.heads, c.head, c.state), torch.float32),
+                StateTensor("ssm", layers, (c.heads, c.head, c.state_size), torch.float32),
                 StateTensor("conv", layers, (c.conv_width - 1, c.channels), dtype),
             )
         return StateSpec(tensors)
@@ -68,7 +68,7 @@ def read_mamba(config: ConfigReader, inner: int) -> Mamba2Config:
         heads=heads,
         head=head,
         groups=groups,
-        state=config.integer("mamba_d_state", 256),
+        state_size=config.integer("mamba_d_state", 256),
         conv_width=config.integer("mamba_d_conv", 4),
         vocab_size=vocab_size,
         vocab_rows=vocab_size,

@@ -35,7 +35,7 @@ class SambaConfig:
         tensors = self.window.sizes.state(attending, dtype)
         if recurrent:
             tensors += (
-                StateTensor("ssm", recurrent, (c.inner, c.state), torch.float32),
+                StateTensor("ssm", recurrent, (c.inner, c.state_size), torch.float32),
                 StateTensor("conv", recurrent, (c.conv_width - 1, c.inner), dtype),
             )
         return StateSpec(tensors)
@@ -56,7 +56,7 @@ def read_config(checkpoint: Checkpoint) -> SambaConfig:
         layers=layers,
         hidden=hidden,
         inner=config.fraction_of(hidden, "expand", 2),
-        state=config.integer("state_size", 16),
+        state_size=config.integer("state_size", 16),
         conv_width=config.integer("conv_kernel", 4),
         dt_rank=math.ceil(hidden / 16) if rank == "auto" else config.integer("time_step_rank"),
         vocab_size=vocab_size,
