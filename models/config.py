@@ -23,11 +23,11 @@ class ConfigReader:
         """Whether the key is there and not null."""
         return self._values.get(key) is not None
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """An integer from 1 to 10^9. Raises CheckpointError."""
+    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        """An integer from `least` to 10^9. Raises CheckpointError."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
-            raise self._error(key, f"a positive integer up to {_LARGEST}", value)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
+            raise self._error(key, f"{'a positive' if least else 'zero or a positive'} integer up to {_LARGEST}", value)
         return value
 
     def number(self, key: str, default: float | None = None, *, most: float = _LARGEST) -> float:

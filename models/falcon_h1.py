@@ -50,7 +50,7 @@ def read_config(checkpoint: Checkpoint) -> FalconH1Config:
     mamba = read_mamba(config, inner)
     layers = tuple(range(mamba.layers))
     return FalconH1Config(
-        hybrid=read_hybrid_config(checkpoint, mamba, layers, layers, part=1.0),
+        hybrid=read_hybrid_config(checkpoint, mamba, layers, layers),
         normed=config.flag("mamba_rms_norm", False),
         norm_first=config.flag("mamba_norm_before_gate", True),
         embedding=config.number("embedding_multiplier", 1.0),

@@ -135,16 +135,19 @@ class LayerNorm:
 class GatedMLP:
     """down(silu(gate x) * up x) (Shazeer 2020, SwiGLU). `gate_up` holds both projections, gate first.
 
-    gated: `rows.swiglu`, or another gate that is called like it.
+    gated: `rows.swiglu`, or another gate that is called like it. output_scale: multiplies what is projected at the end.
     """
 
     gate_up: Linear
     down: Linear
     gated: Callable[[Tensor, torch.dtype], Tensor] = rows.swiglu
+    output_scale: float = 1.0
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, hidden]; residual: [T, hidden] fp32, added to the result. Returns [T, hidden] fp32."""
-        return self.down(self.gated(self.gate_up(x), self.down.dtype), residual)
+        if self.output_scale == 1:
+            return self.down(self.gated(self.gate_up(x), self.down.dtype), residual)
+        return self.down(self.gated(self.gate_up(x), torch.float32) * self.output_scale, residual)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What transformers' hybrids of Mamba-2 and full attention share: Bamba and Falcon-H1.
+"""What transformers' hybrids of Mamba-2 and full attention share: Bamba, Falcon-H1 and Granite 4.
 
 Their attention has no window, so memory would grow with every token. Here it holds a fixed number of tokens: the first
 few, called sinks, and the last ones (`kernels/attention.py`). Up to that number it is the full attention of the model;
@@ -91,12 +91,21 @@ def hold_window(checkpoint: Checkpoint) -> int:
 
 
 def read_config(
-    checkpoint: Checkpoint, mamba: Mamba2Config, attending: tuple[int, ...], recurrent: tuple[int, ...], *, part: float
+    checkpoint: Checkpoint,
+    mamba: Mamba2Config,
+    attending: tuple[int, ...],
+    recurrent: tuple[int, ...],
+    *,
+    part: float = 1.0,
+    kv_heads: int | None = 8,
 ) -> HybridConfig:
-    """The rest of it. part: of a head, that is turned by default. Raises CheckpointError, UnsupportedModelError."""
+    """The rest of it. By default, `part` of a head is turned, and there are `kv_heads`; None: as many as of queries.
+
+    Raises CheckpointError, UnsupportedModelError.
+    """
     config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
     heads = config.integer("num_attention_heads", 32)
-    kv_heads = config.integer("num_key_value_heads", 8)
+    kv_heads = config.integer("num_key_value_heads", heads if kv_heads is None else kv_heads)
     config.divide("num_key_value_heads", heads, kv_heads)
     head = (
         config.integer("head_dim")

@@ -10,6 +10,7 @@ from ostinato.models.base import StateTensors
 from ostinato.models.layers import GatedMLP, RMSNorm
 from ostinato.models.mamba import MambaMixer
 from ostinato.models.mamba2 import Mamba2Mixer
+from ostinato.models.mixture import MixtureOfExperts
 from ostinato.models.window import Places, WindowAttention
 
 
@@ -21,7 +22,7 @@ class MambaOrWindowLayer:
     mixer_norm: RMSNorm
     mixer: MambaMixer | Mamba2Mixer | WindowAttention
     mlp_norm: RMSNorm
-    mlp: GatedMLP
+    mlp: GatedMLP | MixtureOfExperts
 
     def __call__(self, x: Tensor, batch: Packed, places: Places, pool: StateTensors, dtype: torch.dtype) -> Tensor:
         """x: [T, hidden] fp32; pool: the model's; dtype: of the norms' outputs. Returns [T, hidden] fp32."""

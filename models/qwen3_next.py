@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ostinato.kernels import rows
-from ostinato.kernels.experts import Experts, route
+from ostinato.kernels.experts import Experts
 from ostinato.kernels.linear import Linear
 from ostinato.kernels.packed import Packed
 from ostinato.models.base import StateTensors
@@ -18,30 +18,22 @@ from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.fla_mixers import Reading, ShortConvolution
 from ostinato.models.gated_deltanet import GatedDeltaNetMixer
 from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
+from ostinato.models.mixture import MixtureOfExperts
 from ostinato.models.qwen3_next_config import Qwen3NextConfig, read_config
 from ostinato.models.window import Places, Rotary, WindowAttention, advance, head_norm
 
 
 @dataclass(frozen=True, slots=True)
-class MixtureOfExperts:
-    """Some experts, weighted by a router, and one that all tokens share, behind a sigmoid.
+class GatedShare:
+    """The MLP that all tokens share, behind a sigmoid. gate: [1, hidden]."""
 
-    router: the logits of all experts, and of the shared one last; chosen: experts for every token.
-    """
-
-    router: Linear
-    experts: Experts
-    shared: GatedMLP
-    chosen: int
-    normalize: bool
+    gate: Linear
+    mlp: GatedMLP
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, hidden]; residual: [T, hidden] fp32, added to the result. Returns [T, hidden] fp32."""
-        logits, gate = self.router(x).split([self.experts.count, 1], dim=-1)
-        weights, experts = route(logits, self.chosen, normalize=self.normalize)
-        inner = rows.swiglu(self.shared.gate_up(x), self.shared.down.dtype)
-        shared = self.shared.down(inner) * rows.sigmoid(gate)
-        return self.experts(x, experts, weights, residual + shared)
+        inner = rows.swiglu(self.mlp.gate_up(x), self.mlp.down.dtype)
+        return residual + self.mlp.down(inner) * rows.sigmoid(self.gate(x))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +113,11 @@ def _read_experts(read: WeightReader, name: str, config: Qwen3NextConfig) -> Mix
     ]
     down = [read.matrix(f"{e}.down_proj.weight", hidden, c.inner) for e in names]
     read.matmul_params += c.chosen * 3 * c.inner * hidden
-    router = [(f"{name}.gate.weight", c.count), (f"{name}.shared_expert_gate.weight", 1)]
+    share = read.linear(f"{name}.shared_expert_gate.weight", 1, hidden)
     return MixtureOfExperts(
-        router=read.joined(router, hidden),
+        router=read.linear(f"{name}.gate.weight", c.count, hidden),
         experts=Experts(gate_up, down),
-        shared=_read_mlp(read, f"{name}.shared_expert", hidden, c.shared),
+        shared=GatedShare(share, _read_mlp(read, f"{name}.shared_expert", hidden, c.shared)),
         chosen=c.chosen,
         normalize=c.normalize,
     )

@@ -23,6 +23,7 @@ ARCHITECTURES = {
     "FalconMambaForCausalLM": "falcon_mamba:load",
     "GLAForCausalLM": "gla:load",
     "GatedDeltaNetForCausalLM": "gated_deltanet:load",
+    "GraniteMoeHybridForCausalLM": "granite4:load",
     "HGRN2ForCausalLM": "hgrn2:load",
     "HGRNForCausalLM": "hgrn:load",
     "KDAForCausalLM": "kda:load",

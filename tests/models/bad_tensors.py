@@ -42,6 +42,9 @@ FAMILIES = [
     Family("samba", SAFETENSORS, "backbone.layers.1.mixer.q_proj.weight", "SambaForCausalLM"),
     Family("bamba", SAFETENSORS, "model.layers.1.self_attn.q_proj.weight", "BambaForCausalLM"),
     Family("falcon_h1", SAFETENSORS, "model.layers.1.mamba.dt_bias", "FalconH1ForCausalLM"),
+    Family(
+        "granite4", SAFETENSORS, "model.layers.1.block_sparse_moe.output_linear.weight", "GraniteMoeHybridForCausalLM"
+    ),
     Family("qwen3_next", SAFETENSORS, "model.layers.1.mlp.experts.2.up_proj.weight", "Qwen3NextForCausalLM"),
 ]
 
@@ -163,6 +166,16 @@ CONFIG_CASES = [
             ["full_attention"],
             r"layer_types names 1 layers, and there are",
         ),
+        ("kinds_unknown", "granite4", "layer_types", ["rwkv"] * 3, r"layer_types must be a list of 'mamba' and"),
+        ("fewer_kinds", "granite4", "layer_types", ["mamba"], r"layer_types names 1 layers, and there are"),
+        (
+            "negative_experts",
+            "granite4",
+            "num_local_experts",
+            -1,
+            r"num_local_experts must be zero or a positive integer",
+        ),
+        ("more_chosen", "granite4", "num_experts_per_tok", 99, r"num_experts_per_tok must be at most \d+, found"),
         ("experts_too_few", "qwen3_next", "num_experts_per_tok", 99, r"num_experts_per_tok must be at most \d+, found"),
         ("rope_theta_too_large", "falcon_h1", "rope_theta", 1e16, r"rope_theta must be a finite number"),
         ("groups_do_not_divide", "mamba2_hf", "n_groups", 2, r"config\.json: n_groups is 2, which does not divide 5"),
@@ -189,6 +202,7 @@ EPSILONS = [
     ("samba", "norm_eps"),
     ("recurrent_gemma", "rms_norm_eps"),
     ("bamba", "rms_norm_eps"),
+    ("granite4", "rms_norm_eps"),
     ("qwen3_next", "rms_norm_eps"),
 ]
 SIZES = [

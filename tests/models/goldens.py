@@ -26,6 +26,7 @@ PATHS = {
     "rwkv7_pth": FOLDER / "rwkv7_pth" / "rwkv7-g1-tiny-ctx4096.pth",
     "bamba": FOLDER / "bamba",
     "falcon_h1": FOLDER / "falcon_h1",
+    "granite4": FOLDER / "granite4",
     "qwen3_next": FOLDER / "qwen3_next",
     "gla": FOLDER / "gla",
     "gla_swa": FOLDER / "gla_swa",

@@ -12,6 +12,7 @@ from tests.models import checkpoints, weights
 from tests.models.checkpoints import RandomCheckpoint
 from tests.models.random_based import based
 from tests.models.random_fla import delta_net, gated_deltanet, gla, hgrn, hgrn2, kda, retnet
+from tests.models.random_granite4 import granite4
 from tests.models.random_hybrids import recurrent_gemma, samba
 from tests.models.random_mamba import falcon_mamba, mamba2_fla, mamba2_hf, mamba2_orig, mamba_hf, mamba_orig
 from tests.models.random_mamba2_hybrids import bamba, falcon_h1
@@ -89,6 +90,7 @@ Writer = Callable[..., RandomCheckpoint]
 TINY: dict[str, Writer] = {
     "bamba": bamba,
     "falcon_h1": falcon_h1,
+    "granite4": granite4,
     "qwen3_next": qwen3_next,
     "mamba_hf": mamba_hf,
     "mamba_orig": mamba_orig,

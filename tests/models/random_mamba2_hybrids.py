@@ -21,7 +21,7 @@ def bamba(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
     config = {
         "architectures": ["BambaForCausalLM"],
         "model_type": "bamba",
-        **_shared(draw, layers),
+        **shared_options(draw, layers),
         "mamba_n_groups": 1,
         "mamba_expand": 2,
         "attn_layer_indices": sorted(draw.sample(range(layers), draw.randint(1, layers - 1))),
@@ -38,7 +38,7 @@ def falcon_h1(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
     config = {
         "architectures": ["FalconH1ForCausalLM"],
         "model_type": "falcon_h1",
-        **_shared(draw, draw.randint(1, 3)),
+        **shared_options(draw, draw.randint(1, 3)),
         "mamba_n_heads": heads,
         "mamba_n_groups": groups,
         "mamba_d_ssm": heads * draw.choice((6, 8, 12)),
@@ -65,7 +65,7 @@ _MULTIPLIERS = (
 )
 
 
-def _shared(draw: random.Random, layers: int) -> Config:
+def shared_options(draw: random.Random, layers: int) -> Config:
     heads = draw.choice((2, 4))
     return {
         "vocab_size": draw.randrange(400, 2000),
@@ -98,7 +98,7 @@ def hybrid_tensors(config: Config, seed: int) -> Tensors:
             heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
             block |= prefixed("self_attn", attention_tensors(draw, d, heads, kv_heads, d // heads))
         if attending is None or layer not in attending:
-            block |= prefixed("mamba", _mamba(draw, config))
+            block |= prefixed("mamba", mamba_layer(draw, config))
         block |= prefixed("feed_forward", mlp_tensors(draw, d, config["intermediate_size"]))
         tensors |= prefixed(f"model.layers.{layer}", block)
     tensors["model.final_layernorm.weight"] = draw.norm(d)
@@ -106,7 +106,7 @@ def hybrid_tensors(config: Config, seed: int) -> Tensors:
     return tensors
 
 
-def _mamba(draw: Draw, config: Config) -> Tensors:
+def mamba_layer(draw: Draw, config: Config) -> Tensors:
     heads = config["mamba_n_heads"]
     inner = config.get("mamba_d_ssm") or config["mamba_expand"] * config["hidden_size"]
     sizes = {

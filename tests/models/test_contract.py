@@ -30,6 +30,7 @@ CHECKPOINTS = {
     "KDAForCausalLM": GOLDENS / "kda",
     "BambaForCausalLM": GOLDENS / "bamba",
     "FalconH1ForCausalLM": GOLDENS / "falcon_h1",
+    "GraniteMoeHybridForCausalLM": GOLDENS / "granite4",
     "Qwen3NextForCausalLM": GOLDENS / "qwen3_next",
     "Mamba2ForCausalLM": GOLDENS / "mamba2_codestral_like",
     "MambaForCausalLM": GOLDENS / "mamba_hf",
@@ -51,7 +52,12 @@ CHECKPOINTS = {
     "xLSTMForCausalLM": GOLDENS / "xlstm",
 }
 # What layers of full attention hold here: fewer tokens than the tests read.
-WINDOWS = {"BambaForCausalLM": 24, "FalconH1ForCausalLM": 21, "Qwen3NextForCausalLM": 22}
+WINDOWS = {
+    "BambaForCausalLM": 24,
+    "FalconH1ForCausalLM": 21,
+    "GraniteMoeHybridForCausalLM": 23,
+    "Qwen3NextForCausalLM": 22,
+}
 DTYPES = supported_dtypes(torch.device("cpu"))
 SLOTS = 6
 

@@ -36,6 +36,7 @@ BF16_ERROR = {
     "rwkv7_pth": 0.020,
     "bamba": 0.028,
     "falcon_h1": 0.014,
+    "granite4": 0.007,
     "qwen3_next": 0.060,
     "gla": 0.020,
     "gla_swa": 0.016,

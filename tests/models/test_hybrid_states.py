@@ -67,7 +67,7 @@ def test_a_window_without_room_beside_the_sinks_is_refused(window: int) -> None:
         bamba.read_config(described({}, window))
 
 
-@pytest.mark.parametrize("name", ["bamba", "falcon_h1", "qwen3_next"])
+@pytest.mark.parametrize("name", ["bamba", "falcon_h1", "granite4", "qwen3_next"])
 def test_a_window_is_exact_up_to_its_length_and_not_beyond(name: str) -> None:
     tokens, logits = list(range(10, 50)), []
     for window in (None, 30):

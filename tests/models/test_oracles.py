@@ -67,6 +67,7 @@ Record = Callable[[str, object], None]
         ("based", "based"),
         ("mamba2_hybrids", "bamba"),
         ("mamba2_hybrids", "falcon_h1"),
+        ("mamba2_hybrids", "granite4"),
         ("mamba2_hybrids", "qwen3_next"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Bamba, Falcon-H1 and Qwen3-Next by transformers, their plain torch path, fp32, without a cache: full attention."""
+"""Bamba, Falcon-H1, Granite 4 and Qwen3-Next by transformers: plain torch, fp32, no cache, so full attention."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ for package in ("fla", "mamba_ssm", "causal_conv1d"):  # whose kernels are prefe
 
 from transformers.models.bamba import BambaForCausalLM  # noqa: E402  (after hiding them)
 from transformers.models.falcon_h1 import FalconH1ForCausalLM  # noqa: E402
+from transformers.models.granitemoehybrid import GraniteMoeHybridForCausalLM  # noqa: E402
 from transformers.models.qwen3_next import Qwen3NextForCausalLM  # noqa: E402
 
 from tests.oracles.worker import Forward, serve  # noqa: E402
@@ -20,10 +21,12 @@ from tests.oracles.worker import Forward, serve  # noqa: E402
 CLASSES = {
     "BambaForCausalLM": BambaForCausalLM,
     "FalconH1ForCausalLM": FalconH1ForCausalLM,
+    "GraniteMoeHybridForCausalLM": GraniteMoeHybridForCausalLM,
     "Qwen3NextForCausalLM": Qwen3NextForCausalLM,
 }
 # Experts one by one: the product of all of them together wants sizes that are multiples of four.
-_OPTIONS = {"Qwen3NextForCausalLM": {"experts_implementation": "eager"}}
+_WITH_EXPERTS = ("GraniteMoeHybridForCausalLM", "Qwen3NextForCausalLM")
+_OPTIONS = {architecture: {"experts_implementation": "eager"} for architecture in _WITH_EXPERTS}
 
 
 def load(folder: Path) -> Forward:
