@@ -26,15 +26,17 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2 import TemplateError, TemplateSyntaxError, nodes, pass_context
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ostinato.engine.errors import RequestError, TokenizerError
 
 Message = Mapping[str, Any]
 
+MOST_COMPUTED = 10**7
 _SPEAKERS = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
 _DEFAULT_STOP = ("\n\nUser:", "\n\nSystem:")
 
@@ -56,6 +58,9 @@ class ChatTemplate:
             self._template = _environment().from_string(source)
         except TemplateSyntaxError as error:
             raise TokenizerError(f"{origin}: chat template, line {error.lineno}: {error.message}") from error
+        # The template becomes Python code, which can be too deep or too long for Python's compiler.
+        except Exception as error:
+            raise TokenizerError(f"{origin}: chat template: {str(error) or type(error).__name__}") from error
 
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool, special_tokens: Mapping[str, str]
@@ -112,13 +117,51 @@ def _render_turn(index: int, message: Message) -> str:
 
 @functools.cache
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationMark]
+    environment = _Sandbox(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=["jinja2.ext.loopcontrols", _GenerationMark],
+        # Reading a template computes nothing: what is constant in it would be, at any cost, without a bound.
+        optimized=False,
+        finalize=_when_rendered,
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Refuses products and powers that would fill the memory. Loops are the template's own business."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        size = _size_of_power(left, right) if operator == "**" else _size_of_product(left, right)
+        if size > MOST_COMPUTED:
+            raise TemplateError(f"{operator} of such values makes more than {MOST_COMPUTED} characters or digits")
+        return super().call_binop(context, operator, left, right)
+
+
+def _size_of_product(left: Any, right: Any) -> int:
+    """Characters, entries or bits."""
+    for whole, times in ((left, right), (right, left)):
+        if isinstance(whole, str | list | tuple) and isinstance(times, int):
+            return len(whole) * times
+    both_integers = isinstance(left, int) and isinstance(right, int)
+    return left.bit_length() + right.bit_length() if both_integers else 0
+
+
+def _size_of_power(left: Any, right: Any) -> int:
+    both_integers = isinstance(left, int) and isinstance(right, int)
+    return left.bit_length() * right if both_integers else 0
+
+
+@pass_context
+def _when_rendered(context: Context, value: Any) -> Any:
+    """Changes nothing. That it takes a context keeps Jinja from writing out constants when a template is read."""
+    del context
+    return value
 
 
 class _GenerationMark(Extension):

@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from ostinato.engine.errors import RequestError
 from ostinato.engine.state_pool import State
 from ostinato.models.base import Model
@@ -28,7 +30,8 @@ def read_initial_state(path: str | os.PathLike[str], model: Model) -> InitialSta
     tensors = load_initial_state(path, model)
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
+        # As bytes: numpy has no bfloat16.
+        digest.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return InitialState(State(tensors, num_read=0), digest.hexdigest())
 
 

@@ -111,6 +111,8 @@ class Service:
         if self._draining or not self.healthy:
             raise EngineStoppedError("the server is shutting down")
         self._loop = asyncio.get_running_loop()
+        if n * len(prompts) > self._most_sequences:  # before any is made: a body may ask for millions
+            raise RequestError(f"{n * len(prompts)} sequences in one request can never be queued here", "n")
         sequences = make_sequences(
             request_id,
             prompts,
@@ -161,11 +163,14 @@ class Service:
 
     # On the event loop
 
+    @property
+    def _most_sequences(self) -> int:
+        """That can run and wait at once."""
+        return self.info.slots + self._engine.scheduler.max_queue
+
     def _reserve(self, count: int) -> None:
         """Refuses what has no room. Only the event loop counts, so the engine's thread cannot come in between."""
-        slots, bound = self.info.slots, self.info.slots + self._engine.scheduler.max_queue
-        if count > bound:
-            raise RequestError(f"{count} sequences in one request can never be queued here", "n")
+        slots, bound = self.info.slots, self._most_sequences
         unfinished = len(self._streams)
         if unfinished + count > bound:
             wait = self._sequence_seconds * (unfinished + count - bound) / slots

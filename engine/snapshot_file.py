@@ -11,6 +11,7 @@ last dimension). It says so in its header.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from ostinato.engine.types import Generation
 from ostinato.models.base import StateSpec
 
 INT8_MAX = 127
+_COUNTED = re.compile(r"[0-9]{1,10}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class SnapshotFormat:
         return Snapshot(
             state=State(state, header.tokens, logits),
             log=log,
-            generation=_read_generation(header, log),
+            generation=_read_generation(header, log, self.vocab_size),
             parent=header.parent,
             params=read_params(header.params),
             seed=header.seed,
@@ -202,12 +204,18 @@ def _quantized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _read_generation(header: Header, log: TokenLog) -> Generation:
+def _read_generation(header: Header, log: TokenLog, vocab_size: int) -> Generation:
     read = header.generation
     if read.tokens > header.tokens:
         raise SnapshotFormatError("the snapshot's answer is longer than its token log")
     if log.tokens is not None:
         counts: Mapping[int, int] = Counter(log.tokens[log.length - read.tokens :])
     else:
-        counts = {int(i): n for i, n in (header.counts or {}).items() if i.isdecimal()}
+        counts = _read_counts(header.counts or {}, vocab_size)
     return Generation(read.tokens, dict(counts), read.index, read.held, bytes.fromhex(read.partial))
+
+
+def _read_counts(entries: Mapping[str, int], vocab_size: int) -> dict[int, int]:
+    if not all(_COUNTED.fullmatch(i) and int(i) < vocab_size for i in entries):
+        raise SnapshotFormatError(f"the snapshot counts tokens that are not among 0 to {vocab_size - 1}")
+    return {int(i): n for i, n in entries.items()}

@@ -96,5 +96,5 @@ def read_params(entries: dict[str, Any] | None) -> SamplingParams | None:
             "stop_token_ids": frozenset(entries["stop_token_ids"]),
         }
         return SamplingParams(**entries)
-    except (TypeError, ValueError, KeyError, AttributeError, RequestError) as error:
+    except (TypeError, ValueError, OverflowError, KeyError, AttributeError, RequestError) as error:
         raise SnapshotFormatError(f"the snapshot's sampling parameters cannot be read: {error}") from error

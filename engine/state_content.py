@@ -141,7 +141,7 @@ def _unpack(key: str, data: Data, size: int) -> Data | None:
         if zstandard.frame_content_size(data) != size:
             return None
         return zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
-    except zstandard.ZstdError:
+    except (zstandard.ZstdError, MemoryError):  # the latter where record and frame agree on a size that cannot be
         return None
 
 
@@ -161,5 +161,5 @@ def _metadata(header: bytes) -> dict[str, str]:
     try:
         metadata = json.loads(header).get("__metadata__", {})
         return {str(key): str(value) for key, value in metadata.items()}
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return {}

@@ -185,6 +185,6 @@ def choose_victims(
 def _parse(key: str, data: Data) -> StateRecord | None:
     try:
         return parse_record(key, data)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         _log.error("the record %s is damaged: %s", key, error)
         return None

@@ -12,6 +12,7 @@ import json
 import re
 import secrets
 from dataclasses import dataclass
+from typing import Any
 
 from ostinato.engine.blobs import Data
 from ostinato.engine.errors import StateIdError
@@ -76,9 +77,13 @@ def parse_record(key: str, data: Data) -> StateRecord:
     """Reads a record's JSON.
 
     Raises:
-        ValueError: it is no JSON, lacks a field or has one too many, has a wrong type, or belongs under another key.
+        ValueError: it is no JSON, lacks a field or has one too many, has a wrong type or a number that cannot be, or
+            belongs under another key.
     """
-    fields = json.loads(bytes(data))
+    try:
+        fields = json.loads(bytes(data))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(fields, dict) or set(fields) != set(_TYPES):
         raise ValueError("a record has other fields")
     for name, types in _TYPES.items():
@@ -87,13 +92,28 @@ def parse_record(key: str, data: Data) -> StateRecord:
             raise ValueError(f"{name} is of the wrong type")
     if not all(isinstance(label, str) for label in fields["labels"]):
         raise ValueError("labels are no strings")
-    if not re.fullmatch(r"[0-9a-f]{64}", fields["content"]):
-        raise ValueError("content is no hash")
-    if key != f"{RECORDS}{fields['owner'] or ANONYMOUS}/{fields['id']}.json":
-        raise ValueError("the record of another state")
+    _check_texts(key, fields)
+    for name in _NUMBERS:
+        # Compared before anything converts it: a long integer is no float. NaN compares false.
+        if fields[name] is not None and not 0 <= fields[name] <= _LARGEST:
+            raise ValueError(f"{name} is out of range")
     return StateRecord(**{**fields, "labels": tuple(fields["labels"])})
 
 
+def _check_texts(key: str, fields: dict[str, Any]) -> None:
+    if not re.fullmatch(r"[0-9a-f]{64}", fields["content"]):
+        raise ValueError("content is no hash")
+    if not _ID.fullmatch(fields["id"]) or not _OWNER.fullmatch(fields["owner"]):
+        raise ValueError("id or owner is none")
+    if key != f"{RECORDS}{fields['owner'] or ANONYMOUS}/{fields['id']}.json":
+        raise ValueError("the record of another state")
+    # JSON can express half of a surrogate pair, which no answer can carry: UnicodeEncodeError is a ValueError.
+    for text in (fields["parent"], fields["model"], fields["mark"], *fields["labels"]):
+        (text or "").encode()
+
+
+_NUMBERS = ("tokens", "bytes", "created", "used", "expires")
+_LARGEST = 2**53  # up to which floats are exact, and no count of bytes or seconds comes near it
 _NUMBER: tuple[type, ...] = (int, float)
 _OPTIONAL_TEXT: tuple[type, ...] = (str, type(None))
 _TYPES: dict[str, tuple[type, ...]] = {

@@ -16,6 +16,7 @@ from ostinato.engine.state_record import (
     check_owner,
     content_digest,
     parse_record,
+    record_json,
 )
 
 
@@ -75,7 +76,7 @@ def _read_records(tier: MainTier) -> tuple[set[str], dict[str, tuple[str, str]]]
             continue
         try:
             known.add(parse_record(info.key, data).content)
-        except (ValueError, RecursionError):
+        except ValueError:
             unreadable[info.key] = _named_in(info.key)
     return known, unreadable
 
@@ -107,9 +108,9 @@ def _rebuild(summary: ContentSummary, owner: str, created: float, now: float) ->
         fields = json.loads(summary.metadata["ostinato"])
         parent = fields["parent"] if fields["parent"] is None else check_id(str(fields["parent"]))
         tokens, model, lossy = int(fields["tokens"]), str(fields["model"]), bool(fields.get("lossy", False))
-    except (KeyError, ValueError, TypeError, AttributeError, StateIdError):
+    except (KeyError, ValueError, OverflowError, TypeError, AttributeError, RecursionError, StateIdError):
         return None
-    return StateRecord(
+    record = StateRecord(
         id=f"st_{summary.digest}",
         content=summary.digest,
         owner=owner,
@@ -125,3 +126,7 @@ def _rebuild(summary: ContentSummary, owner: str, created: float, now: float) ->
         mark=None,
         lossy=lossy,
     )
+    try:
+        return parse_record(record.key, record_json(record))  # whoever wrote the metadata, it must be readable
+    except ValueError:
+        return None

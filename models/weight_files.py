@@ -205,6 +205,8 @@ def _tensors_only(path: Path, value: object) -> dict[str, torch.Tensor]:
             )
         if not isinstance(entry, torch.Tensor) or not _is_plain(entry):
             raise CheckpointError(f"{path}: entry {name!r} is a {type(entry).__name__}, not a plain tensor")
+        if entry.nbytes > entry.untyped_storage().nbytes():
+            raise CheckpointError(f"{path}: entry {name!r} of shape {tuple(entry.shape)} repeats the numbers it holds")
         tensors[name] = entry.detach()
     return tensors
 

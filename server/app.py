@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
+from ostinato.server.api_schema import describe_refusals_only
 from ostinato.server.chat import chat_router
 from ostinato.server.completions import completions_router
 from ostinato.server.context import Context
@@ -18,7 +19,6 @@ from ostinato.server.limits import BodyLimit
 from ostinato.server.metrics import Metrics
 from ostinato.server.ops import ops_router
 from ostinato.server.preview import preview_router
-from ostinato.server.replies import ErrorReply
 from ostinato.server.request_log import RequestLog
 from ostinato.server.responses import responses_router
 from ostinato.server.state_branches import state_branches_router
@@ -72,7 +72,8 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
         ops_router,
     )
     for make_router in routers:
-        app.include_router(make_router(context), responses={"4XX": {"model": ErrorReply}, "5XX": {"model": ErrorReply}})
+        app.include_router(make_router(context))
+    describe_refusals_only(app)
     install_error_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_state_bytes=settings.max_state_bytes)
     app.add_middleware(RequestLog, metrics=context.metrics)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from ostinato.engine.types import TokenEvent
+from ostinato.server.api_schema import BODY, GENERATION, answers, refusals
 from ostinato.server.context import Context
 from ostinato.server.generation import Job, collect, join_ids, new_id, run, wire_reason
 from ostinato.server.job_states import job_states, storing_of
@@ -32,9 +33,13 @@ from ostinato.server.validation import StrictJsonRoute
 
 
 def chat_router(context: Context) -> APIRouter:
-    router = APIRouter(route_class=StrictJsonRoute)
+    router = APIRouter(route_class=StrictJsonRoute, responses=refusals(*BODY, *GENERATION))
 
-    @router.post("/v1/chat/completions", response_model=None, responses={200: {"model": ChatCompletion}})
+    @router.post(
+        "/v1/chat/completions",
+        response_model=None,
+        responses=answers(ChatCompletion, "each event a `chat.completion.chunk`"),
+    )
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         started = time.perf_counter()
         context.check_model(body.model)

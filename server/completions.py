@@ -11,6 +11,7 @@ from fastapi.responses import Response
 
 from ostinato.engine.errors import RequestError
 from ostinato.engine.types import TokenEvent
+from ostinato.server.api_schema import BODY, GENERATION, answers, refusals
 from ostinato.server.context import Context
 from ostinato.server.generation import Job, collect, join_ids, new_id, run, wire_reason
 from ostinato.server.job_states import checkpoints_of, job_states, storing_of
@@ -25,9 +26,9 @@ from ostinato.server.validation import StrictJsonRoute
 
 
 def completions_router(context: Context) -> APIRouter:
-    router = APIRouter(route_class=StrictJsonRoute)
+    router = APIRouter(route_class=StrictJsonRoute, responses=refusals(*BODY, *GENERATION))
 
-    @router.post("/v1/completions", response_model=None, responses={200: {"model": Completion}})
+    @router.post("/v1/completions", response_model=None, responses=answers(Completion, "each event a piece of it"))
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         started = time.perf_counter()
         context.check_model(body.model)
@@ -65,7 +66,7 @@ class CompletionWriter:
         self.context = context
         self.request = request
         self.job = job
-        self.choices = [ChoiceWriter(context, request, job, index) for index in range(job.choices)]
+        self.choices: dict[int, ChoiceWriter] = {}  # made with the first event, when the job is accepted
 
     async def chunks(self) -> AsyncGenerator[Completion, None]:
         async with aclosing(run(self.context, self.job)) as events:
@@ -85,6 +86,8 @@ class CompletionWriter:
         return self.reply(choices, self.job.usage(), ended=True)
 
     def piece(self, event: TokenEvent) -> CompletionChoice:
+        if event.index not in self.choices:
+            self.choices[event.index] = ChoiceWriter(self.context, self.request, self.job, event.index)
         return self.choices[event.index].piece(event)
 
     def reply(self, choices: list[CompletionChoice], usage: Usage | None = None, *, ended: bool = False) -> Completion:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -125,11 +126,11 @@ def wire_reason(event: TokenEvent) -> WireReason | None:
 
 async def collect(context: Context, job: Job, piece: Callable[[TokenEvent], Piece]) -> list[list[Piece]]:
     """Run the job to its end: the pieces that `piece` makes of the events, by choice."""
-    pieces: list[list[Piece]] = [[] for _ in range(job.choices)]
+    pieces: defaultdict[int, list[Piece]] = defaultdict(list)  # by choice, once the job is accepted
     async with aclosing(run(context, job)) as events:
         async for event in events:
             pieces[event.index].append(piece(event))
-    return pieces
+    return [pieces[index] for index in range(job.choices)]
 
 
 def join_ids(pieces: Sequence[list[int] | None]) -> list[int] | None:

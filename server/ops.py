@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from ostinato.engine.initial_states import DEFAULT
+from ostinato.server.api_schema import refusals
 from ostinato.server.context import Context
 from ostinato.server.errors import NotReadyError
 from ostinato.server.replies import ModelCard, ModelList, Status
 
 
 def ops_router(context: Context) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(responses=refusals(404, 503))
 
     @router.get("/v1/models")
     async def list_models() -> ModelList:
@@ -38,7 +39,7 @@ def ops_router(context: Context) -> APIRouter:
             raise NotReadyError("the server is warming up or shutting down")
         return Status(status="ready")
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(context.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 

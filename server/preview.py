@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from ostinato.engine.errors import RequestError
+from ostinato.server.api_schema import BODY, STATES, refusals
 from ostinato.server.context import Context
 from ostinato.server.job_states import JobStates, job_states
 from ostinato.server.prompts import Tokens, chat_prompt, completion_prompts
@@ -19,6 +20,24 @@ from ostinato.server.responses import encode_input, load_states
 from ostinato.server.responses_protocol import ResponseRequest
 from ostinato.server.validation import StrictJsonRoute, WireModel
 
+KINDS = ("CompletionRequest", "ChatRequest", "ResponseRequest")
+BODIES = {
+    "requestBody": {
+        "content": {
+            "application/json": {"schema": {"anyOf": [{"$ref": f"#/components/schemas/{kind}"} for kind in KINDS]}}
+        }
+    }
+}
+FIELDS = {
+    "parameters": [
+        {
+            "in": "query",
+            "name": "fields",
+            "description": "The fields of such a request: texts as they are, everything else as JSON",
+            "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+        }
+    ]
+}
 AnyRequest = CompletionRequest | ChatRequest | ResponseRequest
 Body = TypeVar("Body", bound=WireModel)
 
@@ -48,13 +67,13 @@ class PreviewReply(BaseModel):
 
 
 def preview_router(context: Context) -> APIRouter:
-    router = APIRouter(route_class=StrictJsonRoute)
+    router = APIRouter(route_class=StrictJsonRoute, responses=refusals(*BODY, *STATES))
 
-    @router.post("/v1/prompts/preview")
+    @router.post("/v1/prompts/preview", openapi_extra=BODIES)
     async def preview(body: dict[str, object], request: Request) -> PreviewReply:
         return await _preview(context, request, _parse(body, "body"))
 
-    @router.get("/v1/prompts/preview")
+    @router.get("/v1/prompts/preview", openapi_extra=FIELDS)
     async def get_preview(request: Request) -> PreviewReply:
         return await _preview(context, request, _parse(_fields_of(request), "query"))
 

@@ -16,6 +16,7 @@ from fastapi.responses import Response
 
 from ostinato.engine.errors import RequestError, StateNotFoundError
 from ostinato.engine.states import Storing
+from ostinato.server.api_schema import BODY, GENERATION, answers, refusals
 from ostinato.server.context import Context
 from ostinato.server.errors import PreviousResponseNotFoundError, ResponseNotFoundError
 from ostinato.server.generation import Job, new_id
@@ -31,9 +32,9 @@ from ostinato.server.validation import StrictJsonRoute
 
 
 def responses_router(context: Context) -> APIRouter:
-    router = APIRouter(route_class=StrictJsonRoute)
+    router = APIRouter(route_class=StrictJsonRoute, responses=refusals(*BODY, *GENERATION))
 
-    @router.post("/v1/responses", response_model=None, responses={200: {"model": ResponseReply}})
+    @router.post("/v1/responses", response_model=None, responses=answers(ResponseReply, "its events"))
     async def create_response(body: ResponseRequest, request: Request) -> Response:
         started = time.perf_counter()
         context.check_model(body.model)

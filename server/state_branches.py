@@ -12,6 +12,7 @@ from ostinato.engine.errors import RequestError
 from ostinato.engine.initial_states import find_initial_state
 from ostinato.engine.states import Rewind, States, Storing
 from ostinato.engine.store import StateRecord
+from ostinato.server.api_schema import BODY, STATES, refusals
 from ostinato.server.context import Context
 from ostinato.server.generation import Job, new_id
 from ostinato.server.job_states import JobStates, expires_in, owner_of
@@ -25,7 +26,7 @@ MAX_TREE = 10_000
 
 
 def state_branches_router(context: Context) -> APIRouter:
-    router = APIRouter(route_class=StrictJsonRoute)
+    router = APIRouter(route_class=StrictJsonRoute, responses=refusals(*BODY, *STATES, 429))
 
     @router.get("/v1/states/{state_id}/tree")
     async def get_tree(

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import tempfile
 from collections.abc import AsyncIterator
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import Response, StreamingResponse
@@ -14,20 +14,37 @@ from fastapi.responses import Response, StreamingResponse
 from ostinato.engine.blobs import Data
 from ostinato.engine.errors import SnapshotFormatError
 from ostinato.engine.states import Storing
+from ostinato.server.api_schema import BYTES, STATE_FILE, STATES, Described, refusals
 from ostinato.server.context import Context
 from ostinato.server.job_states import expires_in, owner_of
 from ostinato.server.state_replies import StateCard
 from ostinato.server.states import card, states_of
 
-MEDIA_TYPE = "application/vnd.safetensors"
 PIECE = 1 << 20  # bytes sent at once
 IN_MEMORY = 1 << 24  # bytes of an upload that are not worth a temporary file
+FILE: dict[str, Any] = {"content": {STATE_FILE: {"schema": BYTES}}}  # Any: parts of an OpenAPI document
+DOWNLOADS: Described = {
+    200: {"description": "The file", **FILE},
+    206: {"description": "The part of the file that was asked for", **FILE},
+    304: {"description": "The file is the one that the client has"},
+    **refusals(*STATES, 416),
+}
+CONDITIONS = [
+    {"in": "header", "name": name, "required": False, "schema": {"type": "string"}}
+    for name in ("Range", "If-Range", "If-None-Match")
+]
+UPLOAD = {"requestBody": {"required": True, **FILE}}
 
 
 def state_files_router(context: Context) -> APIRouter:
-    router = APIRouter()
+    router = APIRouter(responses=refusals(*STATES))
 
-    @router.get("/v1/states/{state_id}/content", response_model=None)
+    @router.get(
+        "/v1/states/{state_id}/content",
+        response_model=None,
+        responses=DOWNLOADS,
+        openapi_extra={"parameters": CONDITIONS},
+    )
     async def download(state_id: str, request: Request) -> Response:
         """The file. Its ETag is its hash, so `If-None-Match` and `If-Range` hold for good."""
         record, content = await asyncio.to_thread(states_of(context).store.read, owner_of(request), state_id)
@@ -52,7 +69,7 @@ def state_files_router(context: Context) -> APIRouter:
         headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{record.bytes}"
         return _send(content, part, 206, headers)
 
-    @router.put("/v1/states/{state_id}/content", status_code=201)
+    @router.put("/v1/states/{state_id}/content", status_code=201, openapi_extra=UPLOAD)
     async def upload(
         state_id: str,
         request: Request,
@@ -89,7 +106,7 @@ def _send(content: Data, part: range, status: int, headers: dict[str, str]) -> S
             yield bytes(view[start : min(start + PIECE, part.stop)])
 
     headers = {**headers, "content-length": str(len(part))}
-    return StreamingResponse(pieces(), status, headers, media_type=MEDIA_TYPE)
+    return StreamingResponse(pieces(), status, headers, media_type=STATE_FILE)
 
 
 def _listed(header: str) -> list[str]:
@@ -103,7 +120,9 @@ def _range(header: str | None, size: int) -> range | None:
     """
     unit, _, spec = (header or "").partition("=")
     first, dash, last = spec.strip().partition("-")
-    if unit.strip() != "bytes" or not dash or not (first + last).isdigit() or len(first + last) > 36:
+    digits = first + last
+    # Headers come as Latin-1, in which the superscript digits are digits too, and no number to `int`.
+    if unit.strip() != "bytes" or not dash or not (digits.isascii() and digits.isdigit()) or len(digits) > 36:
         return None
     if not first:
         return range(max(0, size - int(last)), size)

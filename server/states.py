@@ -14,6 +14,7 @@ from ostinato.engine.errors import RequestError
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.states import States, Storing
 from ostinato.engine.store import UNCHANGED, StateRecord
+from ostinato.server.api_schema import BODY, STATES, refusals
 from ostinato.server.context import Context
 from ostinato.server.generation import Job, collect, new_id
 from ostinato.server.job_states import JobStates, checkpoints_of, expires_in, job_states, owner_of
@@ -28,7 +29,7 @@ READ_ONLY = SamplingParams(max_tokens=0)
 
 
 def states_router(context: Context) -> APIRouter:
-    router = APIRouter(route_class=StrictJsonRoute)
+    router = APIRouter(route_class=StrictJsonRoute, responses=refusals(*BODY, *STATES, 429))
 
     @router.post("/v1/states", status_code=201)
     async def create_state(body: CreateStateRequest, request: Request) -> CreatedState:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from ostinato.engine.errors import RequestError
+from ostinato.server.api_schema import BODY, refusals
 from ostinato.server.context import Context
 from ostinato.server.prompts import chat_prompt
 from ostinato.server.protocol import DetokenizeRequest, TokenizeRequest
@@ -13,7 +14,7 @@ from ostinato.server.validation import StrictJsonRoute
 
 
 def tokens_router(context: Context) -> APIRouter:
-    router = APIRouter(route_class=StrictJsonRoute)
+    router = APIRouter(route_class=StrictJsonRoute, responses=refusals(*BODY, 404))
 
     @router.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> TokenizeReply:

@@ -21,7 +21,9 @@ from pydantic_core import PydanticCustomError, from_json
 class WireModel(BaseModel):
     """Base of every request and of every object inside one."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=lambda schema: _describe_nulls(schema)
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -30,6 +32,17 @@ class WireModel(BaseModel):
         if isinstance(value, dict):
             return {key: item for key, item in value.items() if item is not None}
         return value
+
+
+def _describe_nulls(schema: dict[str, Any]) -> None:
+    """Says of every field that may be left out that it may be null."""
+    required = schema.get("required", ())
+    for name, field in schema.get("properties", {}).items():
+        if name not in required and {"type": "null"} not in field.get("anyOf", ()):
+            about = {key: field.pop(key) for key in ("title", "default", "description") if key in field}
+            options = field.pop("anyOf", None) or [dict(field)]
+            field.clear()
+            field |= {"anyOf": [*options, {"type": "null"}], **about}
 
 
 class StrictJsonRequest(Request):

@@ -35,7 +35,20 @@ HOSTILE: tuple[Any, ...] = (
     *RAW,
 )
 LENGTHS = (0, 1, 7, 8, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1)
-PIECES = (b"\0", b"\xff" * 8, b"\x80", b'"', b"{", b"[" * 64, b"\n", b"\r\n", b"\xed\xa0\x80", b"\xc2\xb2", b"NaN", b"%00")
+PIECES = (
+    b"\0",
+    b"\xff" * 8,
+    b"\x80",
+    b'"',
+    b"{",
+    b"[" * 64,
+    b"\n",
+    b"\r\n",
+    b"\xed\xa0\x80",
+    b"\xc2\xb2",
+    b"NaN",
+    b"%00",
+)
 MOST_EDITS = 4
 
 

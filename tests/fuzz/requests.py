@@ -235,7 +235,7 @@ def _header_lines(data: bytes) -> list[tuple[bytes, bytes]]:
 
 def _quoted(target: bytes) -> bytes:
     """A target as a server lets it through: ASCII, and it begins with a slash."""
-    return b"/" + quote_from_bytes(target.lstrip(b"/"), safe="/?&=%[]{}\":,+").encode()
+    return b"/" + quote_from_bytes(target.lstrip(b"/"), safe='/?&=%[]{}":,+').encode()
 
 
 def _with_state(text: str) -> bytes:

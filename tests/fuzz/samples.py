@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import tempfile
 from dataclasses import dataclass
@@ -19,14 +20,16 @@ class Sample:
 
 
 @functools.cache
-def scratch() -> tempfile.TemporaryDirectory[str]:
+def scratch() -> Path:
     """Kept for as long as the process runs, and removed at its end."""
-    return tempfile.TemporaryDirectory(prefix="ostinato-fuzz-")
+    folder = tempfile.TemporaryDirectory(prefix="ostinato-fuzz-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def place(name: str) -> Path:
     """A folder of that name, which is made."""
-    folder = Path(scratch().name) / name
+    folder = scratch() / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

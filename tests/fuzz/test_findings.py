@@ -1,0 +1,178 @@
+"""What spoilt bytes once did to a parser, one plain test each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+import zstandard
+
+from ostinato.engine.blobs import open_blobs
+from ostinato.engine.chat_template import ChatTemplate
+from ostinato.engine.config import EngineConfig
+from ostinato.engine.errors import RequestError, SnapshotFormatError, StateDamagedError, TokenizerError
+from ostinato.engine.loading import load_engine
+from ostinato.engine.state_content import load_content, summarize
+from ostinato.engine.state_record import content_keys, parse_record, record_json
+from ostinato.engine.store import StateStore, Tier
+from ostinato.models.errors import CheckpointError
+from ostinato.models.weight_files import open_weight_file
+from tests.engine.store_samples import Clock, one_tier, put, snapshot
+from tests.fuzz import state_files
+from tests.fuzz.mutate import write_json
+from tests.server.harness import GOLDENS, error_of, real_service, serving
+
+HIGH_DIGITS = "\u00b2"  # a superscript two: a digit to str.isdigit, none to int
+PTH = GOLDENS / "rwkv7_pth" / "rwkv7-g1-tiny-ctx4096.pth"
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("header", [f"bytes={HIGH_DIGITS}-", f"bytes=-{HIGH_DIGITS}", f"bytes=0-{HIGH_DIGITS}"])
+async def test_a_range_in_superscript_digits_is_no_range(header: str, tmp_path: Path) -> None:
+    async with serving(real_service(), state_store=(str(tmp_path),)) as client:
+        made = (await client.post("/v1/states", json={"prompt": [1, 2, 3]})).json()
+        path = f"/v1/states/{made['id']}/content"
+        reply = await client.get(path, headers=httpx.Headers({"range": header}, encoding="latin-1"))
+    assert reply.status_code == 200
+    assert len(reply.content) == made["bytes"]
+
+
+@pytest.mark.asyncio
+async def test_more_choices_than_can_be_queued_are_refused_before_any_is_made() -> None:
+    async with serving(real_service()) as client:
+        body = {"prompt": [[1]] * 100_000, "n": 128, "max_tokens": 1}
+        for stream in (False, True):
+            reply = await client.post("/v1/completions", json={**body, "stream": stream})
+            assert reply.status_code == 400
+            assert "12800000 sequences" in error_of(reply)["message"]
+
+
+def header_with(change: Callable[[dict[str, Any]], object], *, private: bool = False) -> bytes:
+    """A snapshot file of the GLA checkpoint whose header was changed."""
+    format = state_files.state_format()
+    data = format.encode(state_files.snapshot(format, private=private))
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    inner = json.loads(header["__metadata__"]["ostinato"])
+    change(inner)
+    header["__metadata__"]["ostinato"] = write_json(inner)
+    text = write_json(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def test_a_snapshot_with_a_bias_that_is_no_float() -> None:
+    data = header_with(lambda inner: inner["params"].update(logit_bias={"1": 10**400}))
+    with pytest.raises(SnapshotFormatError, match="sampling parameters"):
+        state_files.state_format().decode(data)
+
+
+@pytest.mark.parametrize("token", ["9" * 5000, "\u0664", "4000000000", "-1", ""])
+def test_a_snapshot_that_counts_what_is_no_token(token: str) -> None:
+    data = header_with(lambda inner: inner.update(counts={token: 1}), private=True)
+    with pytest.raises(SnapshotFormatError, match="counts tokens"):
+        state_files.state_format().decode(data)
+
+
+SPOILT_FIELDS: list[tuple[str, Any]] = [
+    ("created", float("nan")),
+    ("used", float("inf")),
+    ("expires", -1),
+    ("bytes", -5),
+    ("tokens", 10**400),
+    ("labels", ["\ud800"]),
+    ("mark", "\udfff"),
+    ("model", "\ud800"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), SPOILT_FIELDS, ids=[f"{name}" for name, _ in SPOILT_FIELDS])
+def test_a_record_that_no_answer_could_show(name: str, value: Any) -> None:
+    sample = state_files.record_samples()[0]
+    fields = {**json.loads(sample.data), name: value}
+    with pytest.raises(ValueError, match=r"out of range|surrogates"):
+        parse_record(sample.of, json.dumps(fields).encode())
+
+
+def test_a_record_that_is_nested_too_deeply() -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_record("records/anonymous/a.json", b"[" * 200_000)
+
+
+@pytest.mark.parametrize(("folder", "id"), [("anonymous", "notes"), ("zz", "st_" + "a" * 64)])
+def test_a_stray_record_hides_no_other(folder: str, id: str, tmp_path: Path) -> None:
+    blobs = open_blobs(tmp_path)
+    store = one_tier(blobs, Clock())
+    kept = put(store, snapshot(1), owner="")
+    fields = {**json.loads(record_json(kept)), "id": id, "owner": "" if folder == "anonymous" else folder}
+    blobs.put(f"records/{folder}/{id}.json", json.dumps(fields).encode())
+    fresh = StateStore([Tier(blobs)], clock=Clock())
+    assert [record.id for record in fresh.page("")] == [kept.id]
+    assert fresh.repair().lost == [f"records/{folder}/{id}.json"]
+
+
+def test_content_whose_header_is_nested_too_deeply() -> None:
+    text = b'{"__metadata__":' + b"[" * 200_000
+    data = len(text).to_bytes(8, "little") + text
+    summary = summarize("content/a.safetensors", data)
+    assert summary is not None
+    assert (summary.bytes, summary.metadata) == (len(data), {})
+
+
+@pytest.mark.parametrize("tokens", ["Infinity", "@deep list@", "-1", "1e400"])
+def test_content_with_metadata_that_make_no_record(tokens: str, tmp_path: Path) -> None:
+    metadata = f'{{"parent": null, "tokens": {tokens}, "model": "a"}}'.replace("@deep list@", "[" * 200_000)
+    text = json.dumps({"__metadata__": {"ostinato": metadata}}).encode()
+    blobs = open_blobs(tmp_path)
+    store = one_tier(blobs, Clock())
+    record = put(store, len(text).to_bytes(8, "little") + text, owner="")
+    blobs.delete(record.key)
+    report = store.repair()
+    assert (report.rebuilt, report.foreign) == ([], [content_keys(record.content)[0]])
+
+
+def test_compressed_content_that_announces_more_than_there_is_memory(tmp_path: Path) -> None:
+    """A frame (RFC 8878) whose header says 2^62 bytes: the descriptor 0xE0, the size in eight bytes, an empty block."""
+    size, digest = 1 << 62, "a" * 64
+    blobs = open_blobs(tmp_path)
+    frame = b"\x28\xb5\x2f\xfd\xe0" + size.to_bytes(8, "little") + b"\x01\x00\x00"
+    assert zstandard.frame_content_size(frame) == size
+    blobs.put(content_keys(digest)[1], frame)
+    with pytest.raises(StateDamagedError):
+        load_content(blobs, digest, size)
+
+
+def test_a_torch_file_with_tensors_larger_than_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, path)
+    assert path.stat().st_size < 2000
+    with pytest.raises(CheckpointError, match=r"'a' of shape \(1000000, 1000000\) repeats the numbers"):
+        open_weight_file(path)
+
+
+def test_an_initial_state_for_a_model_in_bfloat16() -> None:
+    """Its digest names the same state whatever the model's dtype is, as far as the tuned part goes."""
+    state = str(GOLDENS / "rwkv7_state" / "time_state.pth")
+    loaded = load_engine(
+        EngineConfig(str(PTH), max_batch=1, prefix_cache=0, dtype="bfloat16", initial_states={"a": state})
+    )
+    assert len(loaded.initial_states["a"].digest) == 64
+
+
+@pytest.mark.parametrize("text", ["{{ 9**9**9 }}", "{{ 'a' * 10**12 }}", "{% if [1] * 10**12 %}{% endif %}"])
+def test_a_template_with_an_endless_constant(text: str) -> None:
+    """It is read at once, and refused where it would be computed."""
+    template = ChatTemplate(text, "here")
+    with pytest.raises(RequestError, match="makes more than 10000000"):
+        template.render([], add_generation_prompt=True, special_tokens={})
+
+
+def test_a_template_too_deep_for_python() -> None:
+    depth = 30
+    text = "{% for a in [1] %}" * depth + "{% endfor %}" * depth
+    with pytest.raises(TokenizerError, match="here: chat template: too many statically nested blocks"):
+        ChatTemplate(text, "here")
