@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from ostinato.engine.initial_states import DEFAULT
-from ostinato.server.api_schema import refusals
+from ostinato.server.api_schema import Described, refusals
 from ostinato.server.context import Context
 from ostinato.server.errors import NotReadyError
 from ostinato.server.replies import ModelCard, ModelList, Status
+
+METRICS: Described = {
+    200: {"description": "In Prometheus' text format", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
 
 
 def ops_router(context: Context) -> APIRouter:
@@ -39,7 +43,7 @@ def ops_router(context: Context) -> APIRouter:
             raise NotReadyError("the server is warming up or shutting down")
         return Status(status="ready")
 
-    @router.get("/metrics", response_class=PlainTextResponse)
+    @router.get("/metrics", response_class=Response, responses=METRICS)
     async def metrics() -> Response:
         return Response(context.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 

@@ -41,6 +41,7 @@ def state_files_router(context: Context) -> APIRouter:
 
     @router.get(
         "/v1/states/{state_id}/content",
+        response_class=Response,
         response_model=None,
         responses=DOWNLOADS,
         openapi_extra={"parameters": CONDITIONS},

@@ -19,11 +19,12 @@ ADDED = {
 }
 TEMPLATES = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message.content | trim }}{% endfor %}",
-    "{%- if messages[0].role == 'system' %}{% set system = messages[0].content %}{% else %}{{ raise_exception('no') }}"
-    "{%- endif %}{{ bos_token }}{{ system | upper }}{% generation %}{{ messages | tojson(indent=2) }}{% endgeneration %}",
+    "{%- if messages[0].role == 'system' %}{% set system = messages[0].content %}{% else %}{{ raise_exception('no')"
+    " }}{%- endif %}{{ bos_token }}{{ system | upper }}{% generation %}{{ messages | tojson(indent=2) }}"
+    "{% endgeneration %}",
     "{% macro turn(m) %}{{ m.role ~ ': ' ~ m.content }}{% endmacro %}{% set ns = namespace(n=0) %}{% for m in messages "
-    "%}{% if loop.first %}{% continue %}{% endif %}{% set ns.n = ns.n + 1 %}{{ turn(m) * 2 }}{% endfor %}{{ 2 ** ns.n }}"
-    "{{ strftime_now('%d %b %Y') }}{{ 'a' | center(9) }}{{ '%5s' % ns.n }}",
+    "%}{% if loop.first %}{% continue %}{% endif %}{% set ns.n = ns.n + 1 %}{{ turn(m) * 2 }}{% endfor %}"
+    "{{ 2 ** ns.n }}{{ strftime_now('%d %b %Y') }}{{ 'a' | center(9) }}{{ '%5s' % ns.n }}",
 )
 
 
