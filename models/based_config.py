@@ -86,7 +86,7 @@ def read_config(checkpoint: Checkpoint) -> BasedConfig:
     config = ConfigReader(checkpoint.config, file)
     _refuse_variants(config, file)
     hidden = config.integer("n_embd")
-    kinds, sections = _layer_kinds(checkpoint.config, config.integer("n_layer"), file)
+    kinds, sections = _layer_kinds(checkpoint.config, config.parts("n_layer"), file)
     window = _window_sizes(sections["window"], config, file) if "window" in sections else None
     multiple, vocab_size = config.integer("pad_vocab_size_multiple", 1), config.integer("vocab_size")
     return BasedConfig(

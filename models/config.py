@@ -9,6 +9,7 @@ from ostinato.models.errors import CheckpointError, UnsupportedModelError
 
 # No option of any model comes near it, and products of two such numbers are still exact enough to compare.
 _LARGEST = 10**9
+_MOST_PARTS = 4096  # published models have hundreds of layers and of experts
 _MOST_SHOWN = 60
 
 
@@ -23,12 +24,16 @@ class ConfigReader:
         """Whether the key is there and not null."""
         return self._values.get(key) is not None
 
-    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        """An integer from `least` to 10^9. Raises CheckpointError."""
+    def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = _LARGEST) -> int:
+        """An integer from `least` to `most`. Raises CheckpointError."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
-            raise self._error(key, f"{'a positive' if least else 'zero or a positive'} integer up to {_LARGEST}", value)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self._error(key, f"{'a positive' if least else 'zero or a positive'} integer up to {most}", value)
         return value
+
+    def parts(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        """As `integer`, of things that are made one by one, such as layers. Raises CheckpointError."""
+        return self.integer(key, default, least=least, most=_MOST_PARTS)
 
     def number(self, key: str, default: float | None = None, *, most: float = _LARGEST) -> float:
         """A number of at most `most` either way. Raises CheckpointError."""

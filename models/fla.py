@@ -55,7 +55,7 @@ def read_shell(checkpoint: Checkpoint, *, layers: int = 24, hidden_ratio: float 
     config.only("hidden_act", "swish", "silu")
     config.only("attnres_block_size", None)
     config.only("elementwise_affine", True)
-    hidden, layers = config.integer("hidden_size", 2048), config.integer("num_hidden_layers", layers)
+    hidden, layers = config.integer("hidden_size", 2048), config.parts("num_hidden_layers", layers)
     return Shell(
         layers=layers,
         hidden=hidden,

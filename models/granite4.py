@@ -61,7 +61,7 @@ def read_config(checkpoint: Checkpoint) -> Granite4Config:
     hybrid = read_hybrid_config(
         checkpoint, replace(mamba, vocab_rows=mamba.vocab_size), attending, recurrent, kv_heads=None
     )
-    experts, chosen = config.integer("num_local_experts", 8, least=0), config.integer("num_experts_per_tok", 2, least=0)
+    experts, chosen = config.parts("num_local_experts", 8, least=0), config.integer("num_experts_per_tok", 2, least=0)
     if experts:
         config.at_most("num_experts_per_tok", chosen, experts)
     return Granite4Config(

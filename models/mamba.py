@@ -66,7 +66,7 @@ def read_hf_config(checkpoint: Checkpoint) -> MambaConfig:
     rank = checkpoint.config.get("time_step_rank", "auto")
     vocab_size = config.integer("vocab_size", 50280)
     return MambaConfig(
-        layers=config.integer("num_hidden_layers", 32),
+        layers=config.parts("num_hidden_layers", 32),
         hidden=hidden,
         inner=_inner_size(config, hidden),
         state_size=config.integer("state_size", 16),
@@ -102,7 +102,7 @@ def read_original_config(checkpoint: Checkpoint) -> MambaConfig:
     rank = (checkpoint.config.get("ssm_cfg") or {}).get("dt_rank", "auto")
     multiple, vocab_size = config.integer("pad_vocab_size_multiple", 8), config.integer("vocab_size")
     return MambaConfig(
-        layers=config.integer("n_layer"),
+        layers=config.parts("n_layer"),
         hidden=hidden,
         inner=ssm.fraction_of(hidden, "expand", 2),
         state_size=ssm.integer("d_state", 16),

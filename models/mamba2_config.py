@@ -80,7 +80,7 @@ def read_hf_config(checkpoint: Checkpoint) -> Mamba2Config:
     config.divide("n_groups", heads, groups)
     vocab_size = config.integer("vocab_size", 32768)
     return Mamba2Config(
-        layers=config.integer("num_hidden_layers", 64),
+        layers=config.parts("num_hidden_layers", 64),
         hidden=hidden,
         heads=heads,
         head=head,
@@ -116,7 +116,7 @@ def read_original_config(checkpoint: Checkpoint) -> Mamba2Config:
     ssm.divide("ngroups", heads, groups)
     multiple, vocab_size = config.integer("pad_vocab_size_multiple", 8), config.integer("vocab_size")
     return Mamba2Config(
-        layers=config.integer("n_layer"),
+        layers=config.parts("n_layer"),
         hidden=hidden,
         heads=heads,
         head=head,

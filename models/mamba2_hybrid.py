@@ -63,7 +63,7 @@ def read_mamba(config: ConfigReader, inner: int) -> Mamba2Config:
     config.divide("mamba_n_groups", heads, groups)
     vocab_size = config.integer("vocab_size", 128000)
     return Mamba2Config(
-        layers=config.integer("num_hidden_layers", 32),
+        layers=config.parts("num_hidden_layers", 32),
         hidden=config.integer("hidden_size", 4096),
         heads=heads,
         head=head,

@@ -6,6 +6,7 @@ come from the same code, and whatever would be refused at loading is refused her
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from ostinato.models.sources import WeightFiles, local_path, original_file
 from ostinato.models.weight_files import TensorInfo, WeightFile, open_weight_file
 
 META = "meta"
+MOST_ELEMENTS = 10**14
+MOST_TENSORS = 300_000
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -71,12 +74,16 @@ def read_outline(model: str | os.PathLike[str], dtype: torch.dtype | None = None
 @dataclass(slots=True)
 class _Counter:
     elements: int = 0
+    tensors: int = 0
 
     def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor without values, which is counted."""
-        made = torch.empty(shape, dtype=dtype, device=META)
-        self.elements += made.numel()
-        return made
+        """A tensor without values, which is counted. Raises CheckpointError: there are too many."""
+        self.elements += math.prod(shape)
+        self.tensors += 1
+        if self.elements > MOST_ELEMENTS or self.tensors > MOST_TENSORS:
+            most = f"{MOST_ELEMENTS} parameters or {MOST_TENSORS} tensors"
+            raise CheckpointError(f"the configuration asks for more than {most}, which no model has")
+        return torch.empty(shape, dtype=dtype, device=META)
 
 
 def _open(model: str, counted: _Counter) -> Checkpoint:

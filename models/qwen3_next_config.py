@@ -80,7 +80,7 @@ def read_config(checkpoint: Checkpoint) -> Qwen3NextConfig:
 
 def _read_shell(config: ConfigReader) -> Shell:
     return Shell(
-        layers=config.integer("num_hidden_layers", 48),
+        layers=config.parts("num_hidden_layers", 48),
         hidden=config.integer("hidden_size", 2048),
         mlp=config.integer("intermediate_size", 5632),
         vocab_size=config.integer("vocab_size", 151936),
@@ -125,7 +125,7 @@ def _read_attention(config: ConfigReader, window: int) -> WindowSizes:
 def _read_experts(config: ConfigReader, layers: int) -> ExpertsConfig:
     dense = config.indices("mlp_only_layers", layers) if config.has("mlp_only_layers") else ()
     every = config.integer("decoder_sparse_step", 1)
-    count, chosen = config.integer("num_experts", 512), config.integer("num_experts_per_tok", 10)
+    count, chosen = config.parts("num_experts", 512), config.integer("num_experts_per_tok", 10)
     config.at_most("num_experts_per_tok", chosen, count)
     return ExpertsConfig(
         layers=frozenset(i for i in range(layers) if i not in dense and (i + 1) % every == 0),

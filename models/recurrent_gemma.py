@@ -74,7 +74,7 @@ def read_config(checkpoint: Checkpoint) -> RecurrentGemmaConfig:
     )
     rotary_width, rope_base = read_rotary(config, head, base=10000.0, part=0.5)
     return RecurrentGemmaConfig(
-        kinds=tuple(islice(cycle(pattern), config.integer("num_hidden_layers", 26))),
+        kinds=tuple(islice(cycle(pattern), config.parts("num_hidden_layers", 26))),
         hidden=hidden,
         lru=lru,
         blocks=heads,

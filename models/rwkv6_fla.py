@@ -54,7 +54,7 @@ def read_config(checkpoint: Checkpoint) -> RWKVConfig:
     head_sizes = {config.divide("num_heads", channels, heads) for channels in (keys, values)}
     norm_eps = config.positive("norm_eps", 1e-5)
     return RWKVConfig(
-        layers=config.integer("num_hidden_layers", 24),
+        layers=config.parts("num_hidden_layers", 24),
         hidden=hidden,
         keys=keys,
         values=values,

@@ -34,7 +34,7 @@ def read_config(checkpoint: Checkpoint) -> RWKV7Config:
         UnsupportedModelError: such an option is set.
     """
     config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
-    hidden, layers = config.integer("hidden_size", 2048), config.integer("num_hidden_layers", 24)
+    hidden, layers = config.integer("hidden_size", 2048), config.parts("num_hidden_layers", 24)
     for key, *served in (
         ("hidden_act", "sqrelu"),
         ("attn", None),

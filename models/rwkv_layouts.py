@@ -134,7 +134,7 @@ def read_hf_config(checkpoint: Checkpoint, *, heads: bool) -> RWKVConfig:
     Raises CheckpointError: a value is of another type or out of range, or a tensor is missing.
     """
     config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
-    found = read_shapes(Renamed(checkpoint, TRANSFORMERS), config.integer("num_hidden_layers"), checkpoint, heads=heads)
+    found = read_shapes(Renamed(checkpoint, TRANSFORMERS), config.parts("num_hidden_layers"), checkpoint, heads=heads)
     if heads:
         config.only("head_size", found.keys // found.heads)
     hidden = config.integer("hidden_size", found.hidden)

@@ -49,7 +49,7 @@ def read_config(checkpoint: Checkpoint) -> SambaConfig:
     config = ConfigReader(checkpoint.config, checkpoint.folder / "config.json")
     config.only("hidden_act", "swish", "silu")
     config.only("attnres_block_size", None)
-    hidden, layers = config.integer("hidden_size", 2304), config.integer("num_hidden_layers", 18)
+    hidden, layers = config.integer("hidden_size", 2304), config.parts("num_hidden_layers", 18)
     rank = checkpoint.config.get("time_step_rank", "auto")
     vocab_size = config.integer("vocab_size", 32000)
     mamba = MambaConfig(

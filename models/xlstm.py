@@ -66,7 +66,7 @@ def read_config(checkpoint: Checkpoint) -> XLSTMConfig:
             f"(at most {LARGEST_GATE_CAP})"
         )
     return XLSTMConfig(
-        layers=config.integer("num_hidden_layers" if config.has("num_hidden_layers") else "num_blocks", 32),
+        layers=config.parts("num_hidden_layers" if config.has("num_hidden_layers") else "num_blocks", 32),
         hidden=hidden,
         heads=heads,
         key=config.divide("num_heads", config.fraction_of(hidden, "qk_dim_factor", 0.5), heads),

@@ -21,6 +21,7 @@ from ostinato.engine.state_content import load_content, summarize
 from ostinato.engine.state_record import content_keys, parse_record, record_json
 from ostinato.engine.store import StateStore, Tier
 from ostinato.models.errors import CheckpointError
+from ostinato.models.outline import read_outline
 from ostinato.models.weight_files import open_weight_file
 from tests.engine.store_samples import Clock, one_tier, put, snapshot
 from tests.fuzz import state_files
@@ -176,3 +177,27 @@ def test_a_template_too_deep_for_python() -> None:
     text = "{% for a in [1] %}" * depth + "{% endfor %}" * depth
     with pytest.raises(TokenizerError, match="here: chat template: too many statically nested blocks"):
         ChatTemplate(text, "here")
+
+
+MANY_PARTS: list[tuple[str, dict[str, int], str]] = [
+    ("recurrent_gemma", {"num_hidden_layers": 10**9}, "num_hidden_layers must be a positive integer up to 4096"),
+    ("qwen3_next", {"num_hidden_layers": 10**9}, "num_hidden_layers must be a positive integer up to 4096"),
+    ("qwen3_next", {"num_experts": 10**9}, "num_experts must be a positive integer up to 4096"),
+    ("mamba_orig", {"n_layer": 10**9}, "n_layer must be a positive integer up to 4096"),
+    (
+        "gla",
+        {"vocab_size": 10**9, "hidden_size": 10**9, "num_hidden_layers": 1},
+        "more than 100000000000000 parameters",
+    ),
+]
+
+
+@pytest.mark.parametrize(("golden", "changes", "message"), MANY_PARTS)
+def test_a_configuration_of_more_than_any_model_has(
+    golden: str, changes: dict[str, int], message: str, tmp_path: Path
+) -> None:
+    """There is no weight file that would show the first missing tensor."""
+    config = json.loads((GOLDENS / golden / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(CheckpointError, match=message):
+        read_outline(tmp_path)
