@@ -44,7 +44,8 @@ def config_fingerprint(checkpoint: Checkpoint) -> str:
 
 
 def _blocks(tensor: Tensor) -> list[bytes]:
-    data = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+    # A single number may have any stride, and then no view of bytes; as_strided gives it the usual one.
+    data = tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
     if len(data) <= BLOCK * BLOCKS:
         return [data.tobytes()]
     last = len(data) - BLOCK

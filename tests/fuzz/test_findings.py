@@ -20,7 +20,9 @@ from ostinato.engine.loading import load_engine
 from ostinato.engine.state_content import load_content, summarize
 from ostinato.engine.state_record import content_keys, parse_record, record_json
 from ostinato.engine.store import StateStore, Tier
+from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.errors import CheckpointError
+from ostinato.models.fingerprint import weights_fingerprint
 from ostinato.models.outline import read_outline
 from ostinato.models.weight_files import open_weight_file
 from tests.engine.store_samples import Clock, one_tier, put, snapshot
@@ -153,6 +155,16 @@ def test_a_torch_file_with_tensors_larger_than_the_file(tmp_path: Path) -> None:
     assert path.stat().st_size < 2000
     with pytest.raises(CheckpointError, match=r"'a' of shape \(1000000, 1000000\) repeats the numbers"):
         open_weight_file(path)
+
+
+def test_a_stored_number_with_a_stride_of_zero(tmp_path: Path) -> None:
+    path = tmp_path / PTH.name
+    tensors = torch.load(PTH, weights_only=True)
+    name = next(name for name, tensor in tensors.items() if tensor.dim() == 1)
+    torch.save({**tensors, name: torch.zeros(1, dtype=torch.float16).as_strided((1,), (0,))}, path)
+    checkpoint = open_checkpoint(path)
+    assert len(weights_fingerprint(checkpoint)) == 64
+    checkpoint.release()
 
 
 def test_an_initial_state_for_a_model_in_bfloat16() -> None:

@@ -23,6 +23,15 @@ from schemathesis.checks import load_all_checks
 from tests.server.harness import TIMEOUT, live_server, real_service
 
 load_all_checks()
+
+
+@schemathesis.serializer("application/vnd.safetensors")
+def send_file(context: schemathesis.SerializationContext, value: object) -> object:
+    """The bytes that were made, as they are."""
+    del context
+    return value if isinstance(value, bytes) else getattr(value, "data", b"")
+
+
 CHECKS = KNOWN.get_by_names(
     [
         "not_a_server_error",
@@ -60,7 +69,11 @@ OPERATIONS = (
     "GET /ready",
     "GET /metrics",
 )
+# Of the others nothing can be invalid: they take nothing, or ids, which may be any text.
+REFUSING = [operation for operation in OPERATIONS if operation.startswith("POST")]
+REFUSING += ["GET /v1/states", "GET /v1/states/{state_id}/tree", "PUT /v1/states/{state_id}/content"]
 MOST_TOKENS = 4
+MOST_FORKS = 8
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 SEED = 7
 
@@ -96,25 +109,28 @@ def test_every_operation_is_tried(live: Live) -> None:
     assert described == set(OPERATIONS)
 
 
-@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["valid", "invalid"])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_answers_are_as_described(live: Live, operation: str, mode: GenerationMode) -> None:
-    check_answers(live, operation, mode, examples=6, seed=SEED)
+def test_answers_to_valid_requests_are_as_described(live: Live, operation: str) -> None:
+    check_answers(live, operation, GenerationMode.POSITIVE, examples=5, seed=SEED)
+
+
+@pytest.mark.parametrize("operation", REFUSING)
+def test_invalid_requests_are_refused_as_described(live: Live, operation: str) -> None:
+    check_answers(live, operation, GenerationMode.NEGATIVE, examples=5, seed=SEED)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_answers_are_as_described_to_many_requests(live: Live, operation: str) -> None:
+def test_answers_to_many_requests_are_as_described(live: Live, operation: str) -> None:
     seed = random.randrange(2**32)
-    for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
-        check_answers(live, operation, mode, examples=20, seed=seed)
+    check_answers(live, operation, GenerationMode.POSITIVE, examples=20, seed=seed)
+    if operation in REFUSING:
+        check_answers(live, operation, GenerationMode.NEGATIVE, examples=20, seed=seed)
 
 
 def check_answers(live: Live, operation: str, mode: GenerationMode, *, examples: int, seed: int) -> None:
     method, path = operation.split(" ")
     described = live.schema[path][method]
-    if mode is GenerationMode.NEGATIVE and not (described.body or described.query or described.path_parameters):
-        pytest.skip("nothing can be invalid in it")
     print(f"seed {seed}")
 
     @hypothesis.seed(seed)
@@ -130,9 +146,11 @@ def check_answers(live: Live, operation: str, mode: GenerationMode, *, examples:
 
 
 def bound_answer(case: Case) -> None:
-    """A valid request may ask for two thousand million tokens. This one does not."""
+    """A valid request may ask for two thousand million tokens, or for a thousand forks. This one does not."""
     if not isinstance(case.body, dict):
         return
+    if isinstance(case.body.get("n"), int) and case.path.endswith("/fork"):
+        case.body["n"] = min(case.body["n"], MOST_FORKS)
     for name in LIMITS:
         if isinstance(case.body.get(name), int) and case.body[name] > MOST_TOKENS:
             case.body[name] = MOST_TOKENS
