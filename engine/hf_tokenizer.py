@@ -23,6 +23,7 @@ from ostinato.engine.token_bytes import (
 )
 from ostinato.engine.tokenizer_config import AddedEntry, TokenizerConfig
 
+MOST_IDS = 2**24  # the package lists every id that is missing: one of 2^32 would take 16 GiB
 LEADS = ("\n", "|", "0")  # characters behind which a text may be encoded as the middle of one
 REMEDY = "name another tokenizer with --tokenizer PATH_OR_ID"
 
@@ -58,6 +59,8 @@ class HfTokenizer:
         self._special = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
         self._pieces: dict[tuple[int, bool], bytes] = {}
         self._vocab_size = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        if self._vocab_size > MOST_IDS:
+            raise TokenizerError(f"{origin}: the token id {self._vocab_size - 1} is beyond any vocabulary's")
         self._bos_token_id = _named_id(backend, config, "bos_token", origin)
         self._eos_token_id = _named_id(backend, config, "eos_token", origin)
 

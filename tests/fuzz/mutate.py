@@ -129,7 +129,7 @@ def _near(random: Random, value: Any) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
-        return random.choice((value + 1, value - 1, -value, value * 2, value * 1000, float(value)))
+        return random.choice((value + 1, value - 1, -value, value * 2, value * 1000, float(value % 2**64)))
     if isinstance(value, float):
         return random.choice((value * 10, -value, int(value) if math.isfinite(value) else 0))
     if isinstance(value, str):

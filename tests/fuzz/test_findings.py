@@ -20,6 +20,7 @@ from ostinato.engine.loading import load_engine
 from ostinato.engine.state_content import load_content, summarize
 from ostinato.engine.state_record import content_keys, parse_record, record_json
 from ostinato.engine.store import StateStore, Tier
+from ostinato.engine.tokenizer import find_tokenizer
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.errors import CheckpointError
 from ostinato.models.fingerprint import weights_fingerprint
@@ -213,3 +214,12 @@ def test_a_configuration_of_more_than_any_model_has(
     (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(CheckpointError, match=message):
         read_outline(tmp_path)
+
+
+def test_a_tokenizer_with_an_id_beyond_any_vocabulary(tmp_path: Path) -> None:
+    """Writing it out, as its fingerprint does, would end the process for lack of memory."""
+    tokenizer = json.loads((GOLDENS / "gla" / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["far"] = 2**32 - 1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(TokenizerError, match="the token id 4294967295 is beyond any vocabulary"):
+        find_tokenizer(tmp_path)
