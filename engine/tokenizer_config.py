@@ -102,6 +102,10 @@ def _token_text(entry: object, where: str) -> str:
     text = entry.get("content") if isinstance(entry, dict) else entry
     if not isinstance(text, str) or not text:
         raise TokenizerError(f"{where}: a token's text expected, got {entry!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise TokenizerError(f"{where}: {text!r} holds half of a surrogate pair, which no text does") from None
     return text
 
 

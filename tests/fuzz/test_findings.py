@@ -223,3 +223,10 @@ def test_a_tokenizer_with_an_id_beyond_any_vocabulary(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(TokenizerError, match="the token id 4294967295 is beyond any vocabulary"):
         find_tokenizer(tmp_path)
+
+
+def test_a_special_token_that_is_half_a_character(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((GOLDENS / "gla" / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "\\ud800"}')
+    with pytest.raises(TokenizerError, match="bos_token: .* half of a surrogate pair"):
+        find_tokenizer(tmp_path)

@@ -57,4 +57,4 @@ def load(sample: Sample) -> None:
     assert all(0 <= token < tokenizer.vocab_size for token in ids)
     tokenizer.decode(ids)
     tokenizer.decode([0, tokenizer.vocab_size - 1, tokenizer.vocab_size], skip_special_tokens=False)
-    tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True).encode()
+    tokenizer.encode(tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True))
