@@ -228,5 +228,5 @@ def test_a_tokenizer_with_an_id_beyond_any_vocabulary(tmp_path: Path) -> None:
 def test_a_special_token_that_is_half_a_character(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes((GOLDENS / "gla" / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "\\ud800"}')
-    with pytest.raises(TokenizerError, match="bos_token: .* half of a surrogate pair"):
+    with pytest.raises(TokenizerError, match=r"bos_token: .* half of a surrogate pair"):
         find_tokenizer(tmp_path)
