@@ -199,7 +199,7 @@ MANY_PARTS: list[tuple[str, dict[str, int], str]] = [
     ("mamba_orig", {"n_layer": 10**9}, "n_layer must be a positive integer up to 4096"),
     (
         "gla",
-        {"vocab_size": 10**9, "hidden_size": 10**9, "num_hidden_layers": 1},
+        {"vocab_size": 10**9, "hidden_size": 6 * 10**8},
         "more than 100000000000000 parameters",
     ),
 ]
