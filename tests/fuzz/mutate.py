@@ -6,6 +6,7 @@ JSON is spoilt by its structure: values are replaced by hostile ones, dropped, d
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -108,7 +109,7 @@ def _edit(random: Random, root: list[Any]) -> None:
     value = container[key]
     match random.randrange(8):
         case 0 | 1 | 2:
-            container[key] = random.choice(HOSTILE)
+            container[key] = copy.deepcopy(random.choice(HOSTILE))  # later edits reach into it
         case 3:
             container[key] = _near(random, value)
         case 4 if container is not root:
@@ -134,7 +135,7 @@ def _near(random: Random, value: Any) -> Any:
         return random.choice((value * 10, -value, int(value) if math.isfinite(value) else 0))
     if isinstance(value, str):
         return spoil_bytes(random, value.encode(errors="surrogatepass")).decode(errors="surrogateescape")
-    return random.choice(HOSTILE)
+    return copy.deepcopy(random.choice(HOSTILE))
 
 
 def _places(root: list[Any]) -> list[tuple[Any, Any]]:
