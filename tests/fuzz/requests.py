@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import functools
 import hashlib
 import json
@@ -30,13 +29,11 @@ class Application:
     def __init__(self) -> None:
         self.state = ""
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()  # for as long as the process runs
         self._app = create_app(
             real_service(max_queue=64, prefix_cache=1 << 20), settings(state_store=(str(place("requests")),))
         )
         self._wait(self._start())
-        atexit.register(self._close)
 
     def send(self, method: str, target: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> tuple[int, bytes]:
         """Status and body. (0, b"") where the client lost its patience."""
@@ -44,12 +41,6 @@ class Application:
 
     def _wait(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    def _close(self) -> None:
-        self._wait(self._lifespan.__aexit__(None, None, None))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
     async def _start(self) -> None:
         self._lifespan = self._app.router.lifespan_context(self._app)
