@@ -166,7 +166,7 @@ CONFIG_CASES = [
             ["full_attention"],
             r"layer_types names 1 layers, and there are",
         ),
-        ("kinds_unknown", "granite4", "layer_types", ["rwkv"] * 3, r"layer_types must be a list of 'mamba' and"),
+        ("unknown_kinds", "granite4", "layer_types", ["rwkv"] * 3, r"layer_types must be a list of 'mamba' and"),
         ("fewer_kinds", "granite4", "layer_types", ["mamba"], r"layer_types names 1 layers, and there are"),
         (
             "negative_experts",
