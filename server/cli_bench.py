@@ -1,4 +1,4 @@
-"""`ostinato bench`: how fast a model runs on this machine."""
+"""`ostinato bench`: how fast a model runs on this machine, and how fast a server answers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ import typer
 
 from ostinato.engine.config import DTypeName, EngineConfig
 from ostinato.server import cli_options as opt
+from ostinato.server.cli_bench_serve import serve
 
 if TYPE_CHECKING:
     from ostinato.engine.bench import OfflineRow
 
 ANY_SHARE = 2**63 - 1  # of the free memory: there are as many slots as the largest batch has sequences
 
-bench = typer.Typer(help="Measure how fast a model runs here.", no_args_is_help=True)
-
-
-@bench.callback()
-def _keep_subcommands() -> None:
-    """Measure how fast a model runs here."""  # typer makes a lone sub-command the command itself otherwise
+bench = typer.Typer(help="Measure how fast a model runs here, or a server anywhere.", no_args_is_help=True)
+bench.command()(serve)
 
 
 def parse_batches(text: str) -> tuple[int, ...]:

@@ -30,8 +30,8 @@ class Serving:
 
 
 @contextlib.contextmanager
-def running(*options: str, **environment: str) -> Iterator[Serving]:
-    command = [sys.executable, "-W", "error", "-m", "ostinato.server.cli", "serve", str(GLA), "--port", "0", *options]
+def running(*options: str, model: str = str(GLA), **environment: str) -> Iterator[Serving]:
+    command = [sys.executable, "-W", "error", "-m", "ostinato.server.cli", "serve", model, "--port", "0", *options]
     if "--state-store" not in options:
         command += ["--state-store", "none"]  # the default is in the user's home
     environment = {**os.environ, **environment, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}

@@ -1,0 +1,70 @@
+"""What is seen of the server from outside while it is soaked: its memory, its descriptors, its own counters."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from statistics import median
+
+import httpx
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+SAMPLE_SECONDS = 0.5
+SCRAPE_SECONDS = 5.0
+SETTLE_SECONDS = 60.0
+
+Counters = dict[str, float]  # by name, of one with labels the sum; and requests by "outcome ..."
+
+
+async def scrape(client: httpx.AsyncClient) -> Counters:
+    text = (await client.get("/metrics")).text
+    counters: Counters = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            names = [sample.name]
+            if sample.name == "ostinato_requests_total":
+                names.append(f"outcome {sample.labels['outcome']}")
+            for name in names:
+                counters[name] = counters.get(name, 0.0) + sample.value
+    return counters
+
+
+@dataclass
+class Watch:
+    """rss: (seconds, bytes); slots: used, at each scrape. Seconds are those of `time.monotonic`."""
+
+    process: psutil.Process
+    client: httpx.AsyncClient
+    rss: list[tuple[float, int]] = field(default_factory=list)
+    slots: list[float] = field(default_factory=list)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        scraped = 0.0
+        while True:
+            now = time.monotonic()
+            self.rss.append((now, self.process.memory_info().rss))
+            if now - scraped >= SCRAPE_SECONDS:
+                scraped = now
+                self.slots.append((await scrape(self.client))["ostinato_slots_used"])
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+    def first_and_last_sixth(self, start: float, end: float) -> tuple[float, float]:
+        """Median resident bytes in the first and in the last sixth of this time."""
+        sixth = (end - start) / 6
+        first = [size for moment, size in self.rss if start <= moment < start + sixth]
+        last = [size for moment, size in self.rss if end - sixth <= moment < end]
+        return median(first), median(last)
+
+
+async def settle(client: httpx.AsyncClient) -> Counters:
+    """The counters once nothing is running or waiting, or after `SETTLE_SECONDS` as they then are."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        counters = await scrape(client)
+        busy = sum(counters[f"ostinato_{name}"] for name in ("slots_used", "running", "queue_depth", "parked"))
+        if not busy or time.monotonic() > deadline:
+            return counters
+        await asyncio.sleep(0.2)
