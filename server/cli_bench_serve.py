@@ -86,13 +86,13 @@ def serve(
     warmup: Annotated[int, typer.Option(min=0, help="Requests before, one by one, which do not count.")] = 4,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds without a byte until a request failed.")] = 300.0,
     seed: Annotated[int, typer.Option(help="Of arrivals, lengths and words.")] = 0,
-    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="Sent as a bearer token.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="OSTINATO_API_KEY", help="Sent as a bearer token.")] = None,
     usage: Annotated[bool, typer.Option("--usage/--no-usage", help="Ask the server for its counts of tokens.")] = True,
     extra: Annotated[
         str, typer.Option(callback=_checked_object, metavar="JSON", help="More fields of every request.")
     ] = "{}",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page with plots here. Needs ostinato[plot].")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots here. Needs matplotlib.")] = None,
 ) -> None:
     """Send requests to the server at URL as users would, at random moments, and measure how it answers."""
     from ostinato.server.bench_client import Target
