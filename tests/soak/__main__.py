@@ -6,6 +6,7 @@ import argparse
 import random
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from tests.soak.soak import soak
@@ -16,12 +17,17 @@ parser.add_argument("--seed", type=int, default=None, help="default: a new one, 
 parser.add_argument("--model", default="demo")
 
 
+def _tell(began: float, phase: str) -> None:
+    print(f"{time.monotonic() - began:6.0f} s  {phase}", flush=True)
+
+
 def main() -> int:
     asked = parser.parse_args()
     seed = random.randrange(2**31) if asked.seed is None else asked.seed
+    began = time.monotonic()
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as states:
-        verdict = soak(asked.minutes, seed, Path(states), asked.model)
+        verdict = soak(asked.minutes, seed, Path(states), lambda phase: _tell(began, phase), asked.model)
     print(verdict.told())
     return 1 if verdict.failures else 0
 

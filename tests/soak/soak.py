@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ import psutil
 from tests.server.processes import Serving, running
 from tests.soak import victim
 from tests.soak.crowd import Crowd
-from tests.soak.watch import Counters, Watch, scrape, settle
+from tests.soak.watch import Counters, Watch, settle, settled_descriptors
 
 SLOTS, QUEUE = 8, 64
 LOAD = 0.9
@@ -53,7 +53,7 @@ class Verdict:
     after: Counters
     rss: tuple[float, float]  # bytes: medians of the first and the last sixth
     slots_used: float  # mean
-    descriptors: tuple[int, int]  # before the first request, and at the end
+    descriptors: tuple[int, int]  # that the server has open, before the first connection and after the last
 
     @property
     def growth(self) -> float:
@@ -70,11 +70,11 @@ class Verdict:
             if count := self.after.get(f"outcome {outcome}"):
                 found.append(f"{count:.0f} requests with outcome {outcome}")
         begun, ended = self.after["ostinato_sequences_begun_total"], self.after["ostinato_sequences_total"]
-        if begun > ended:
+        if not ended - self.after["ended aborted"] <= begun <= ended:  # one that waits may be aborted and never begin
             found.append(f"{begun:.0f} sequences began, {ended:.0f} ended")
         if abs(self.growth) > GROWTH:
             found.append(f"memory went from {self.rss[0] / 2**20:.1f} to {self.rss[1] / 2**20:.1f} MiB")
-        if self.descriptors[1] > self.descriptors[0]:
+        if self.descriptors[1] != self.descriptors[0]:
             found.append(f"{self.descriptors[0]} open descriptors at the start, {self.descriptors[1]} at the end")
         return found
 
@@ -87,7 +87,7 @@ class Verdict:
             f"resident memory {self.rss[0] / 2**20:.1f} MiB, then {self.rss[1] / 2**20:.1f} MiB ({self.growth:+.2%})",
             f"open descriptors {self.descriptors[0]}, then {self.descriptors[1]}",
             f"sequences begun {self.after['ostinato_sequences_begun_total']:.0f}, "
-            f"ended {self.after['ostinato_sequences_total']:.0f}",
+            f"ended {self.after['ostinato_sequences_total']:.0f}, of these aborted {self.after['ended aborted']:.0f}",
             *(f"  {count:7d}  {what}" for what, count in sorted(self.tally.items())),
             *(f"  WRONG  {failure}" for failure in self.failures[:50]),
         ]
@@ -105,18 +105,21 @@ class Soak:
         self.watch = Watch(self.process, client)
         self.killed = 0
 
-    async def run(self, seconds: float) -> Verdict:
-        await scrape(self.client)
+    async def run(self, seconds: float, report: Callable[[str], None]) -> Verdict:
         descriptors = self.process.num_fds()
         async with _beside(self.watch.run()):
             capacity = await self.measure_capacity()
+            report(f"capacity {capacity:.2f} requests/s")
             left = seconds - CAPACITY_SECONDS
             async with _beside(self.kill_clients()):
                 await self.arrivals("warm-up", LOAD * capacity, left * WARM_UP_SHARE)
+                report("warm")
                 start = time.monotonic()
                 await self.arrivals("measured", LOAD * capacity, left * (1 - WARM_UP_SHARE))
                 end = time.monotonic()
+        report("all have ended")
         after = await settle(self.client)
+        await self.client.aclose()
         return Verdict(
             seed=self.seed,
             seconds=seconds,
@@ -128,7 +131,7 @@ class Soak:
             after=after,
             rss=self.watch.first_and_last_sixth(start, end),
             slots_used=sum(self.watch.slots) / len(self.watch.slots),
-            descriptors=(descriptors, self.process.num_fds()),
+            descriptors=(descriptors, await settled_descriptors(self.process, descriptors)),
         )
 
     async def measure_capacity(self) -> float:
@@ -181,14 +184,17 @@ async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
             await task
 
 
-async def _soak(serving: Serving, minutes: float, seed: int) -> Verdict:
+async def _soak(serving: Serving, minutes: float, seed: int, report: Callable[[str], None]) -> Verdict:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=20)
     async with httpx.AsyncClient(base_url=serving.url, timeout=None, limits=limits) as client:
-        return await Soak(serving, client, seed).run(60 * minutes)
+        return await Soak(serving, client, seed).run(60 * minutes, report)
 
 
-def soak(minutes: float, seed: int, states: Path, model: str = "demo") -> Verdict:
-    """Starts a server, soaks it for so many minutes and ends it. `states`: an empty folder for the state store."""
+def soak(minutes: float, seed: int, states: Path, report: Callable[[str], None], model: str = "demo") -> Verdict:
+    """Starts a server, soaks it for so many minutes and ends it.
+
+    states: an empty folder for the state store; report: is told when a phase ends.
+    """
     sizes = ("--max-batch", str(SLOTS), "--max-queue", str(QUEUE))
     with running(*sizes, *BUDGETS, "--state-store", str(states), "--log-level", "warning", model=model) as serving:
-        return asyncio.run(_soak(serving, minutes, seed))
+        return asyncio.run(_soak(serving, minutes, seed, report))

@@ -15,17 +15,19 @@ SAMPLE_SECONDS = 0.5
 SCRAPE_SECONDS = 5.0
 SETTLE_SECONDS = 60.0
 
-Counters = dict[str, float]  # by name, of one with labels the sum; and requests by "outcome ..."
+Counters = dict[str, float]  # by name, of one with labels the sum; and "outcome ...", "ended ..."
 
 
 async def scrape(client: httpx.AsyncClient) -> Counters:
     text = (await client.get("/metrics")).text
-    counters: Counters = {}
+    counters: Counters = {"ended aborted": 0.0}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             names = [sample.name]
             if sample.name == "ostinato_requests_total":
                 names.append(f"outcome {sample.labels['outcome']}")
+            if sample.name == "ostinato_sequences_total":
+                names.append(f"ended {sample.labels['reason']}")
             for name in names:
                 counters[name] = counters.get(name, 0.0) + sample.value
     return counters
@@ -68,3 +70,11 @@ async def settle(client: httpx.AsyncClient) -> Counters:
         if not busy or time.monotonic() > deadline:
             return counters
         await asyncio.sleep(0.2)
+
+
+async def settled_descriptors(process: psutil.Process, wanted: int) -> int:
+    """Open ones, as soon as they are as many as wanted, or after `SETTLE_SECONDS`."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while (count := process.num_fds()) != wanted and time.monotonic() < deadline:
+        await asyncio.sleep(0.2)
+    return int(count)
