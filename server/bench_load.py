@@ -2,7 +2,8 @@
 
 All of it is drawn before the first request is sent, from the seed alone. Arrivals are a Poisson process: the gaps
 between them are independent and exponential with mean 1 / rate. Arrivals, lengths and words have random numbers of
-their own, so the same seed asks the same questions at every rate.
+their own, so with the same seed the lengths are the same at every rate. The words are not: a server that keeps what it
+has read would know them.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class ServeLoad:
-    """What is asked for. rate: requests/s, may be infinite; requests, seconds: the bounds, of which one is set.
+    """What is asked for. rate: requests/s, may be infinite; requests, seconds: the bounds, of which one is set; turn:
+    of several loads with the same seed, which one this is: it has words of its own.
 
     Raises:
         ValueError: no bound, no bound but a time at an infinite rate, or a number that is not above 0.
@@ -89,6 +91,7 @@ class ServeLoad:
     requests: int | None = None
     seconds: float | None = None
     seed: int = 0
+    turn: int = 0
 
     def __post_init__(self) -> None:
         if not all(given is None or given > 0 for given in (self.rate, self.requests, self.seconds)):
@@ -108,8 +111,8 @@ class ServeLoad:
             yield time
 
     def questions(self) -> Iterator[Question]:
-        """Without end; the same for the same seed and lengths."""
-        lengths, words = random.Random(f"lengths {self.seed}"), random.Random(f"words {self.seed}")
+        """Without end; the same for the same seed, turn and lengths."""
+        lengths, words = random.Random(f"lengths {self.seed}"), random.Random(f"words {self.seed} {self.turn}")
         while True:
             prompt, new = self.prompt_tokens.draw(lengths), self.new_tokens.draw(lengths)
             yield Question(prompt, new, words.randrange(2**62))

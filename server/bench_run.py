@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import httpx
@@ -19,6 +19,7 @@ from ostinato.server.bench_client import BenchError, Exchange, Target, exchange
 from ostinato.server.bench_load import Question, ServeLoad, TokensPerWord, some_words
 
 PROBE_WORDS = (8, 72)  # their difference shows how many tokens a word has
+WARM_UP = -1  # before all turns
 
 Progress = Callable[[str, int, int], None]
 
@@ -81,7 +82,7 @@ class ServeBench:
             told = await self._unmeasured(some_words(words, seed=words), new_tokens=1)
             counts.append((words, told.prompt_tokens))
         self.tokens = TokensPerWord.between(counts[0], counts[1])
-        warming = ServeLoad(1.0, load.prompt_tokens, load.new_tokens, requests=1, seed=load.seed + 1)
+        warming = replace(load, turn=WARM_UP)
         for number, question in enumerate(_first(warming, warmup)):
             report("nothing: warm-up", number, warmup)
             await self._unmeasured(question.prompt(self.tokens), question.new_tokens)
@@ -99,13 +100,13 @@ class ServeBench:
         clock = asyncio.get_running_loop().time
         arrivals = load.arrivals()
         questions = [(question.prompt(self.tokens), question.new_tokens) for question in _first(load, len(arrivals))]
-        places = contextlib.nullcontext() if self.concurrency is None else asyncio.Semaphore(self.concurrency)
+        places = None if self.concurrency is None else asyncio.Semaphore(self.concurrency)
         run, what = Run(load, clock()), f"{load.rate:g} requests/s"
         report(what, 0, len(arrivals))
 
         async def send(due: float, prompt: str, new_tokens: int) -> None:
-            run.waited += run.inside == self.concurrency
-            async with places:
+            run.waited += places is not None and places.locked()
+            async with places or contextlib.nullcontext():
                 run.enter()
                 told = await exchange(self.client, self.target, prompt, new_tokens, due)
                 run.leave(told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,7 +86,7 @@ def serve(
     concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at once, at most.")] = None,
     warmup: Annotated[int, typer.Option(min=0, help="Requests before, one by one, which do not count.")] = 4,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds without a byte until a request failed.")] = 300.0,
-    seed: Annotated[int, typer.Option(help="Of arrivals, lengths and words.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of arrivals, lengths and words. Default: a new one.")] = None,
     api_key: Annotated[str | None, typer.Option(envvar="OSTINATO_API_KEY", help="Sent as a bearer token.")] = None,
     usage: Annotated[bool, typer.Option("--usage/--no-usage", help="Ask the server for its counts of tokens.")] = True,
     extra: Annotated[
@@ -97,23 +98,18 @@ def serve(
     """Send requests to the server at URL as users would, at random moments, and measure how it answers."""
     from ostinato.server.bench_client import Target
 
-    if requests is None and duration is not None and math.inf in parse_rates(rate):
-        raise typer.BadParameter("all requests of rate inf are due at once: say how many with --requests")
-    if html is not None:
-        _check_page(html)
+    _check(rate, requests, duration, html)
     fields = {**({"ignore_eos": True} if ignore_eos else {}), **json.loads(extra)}
     target = Target(url, model, chat, usage, fields)
     number = DEFAULT_REQUESTS if requests is None and duration is None else requests
     lengths = Lengths.parse(prompt_tokens), Lengths.parse(new_tokens)
-    loads = [ServeLoad(one, *lengths, number, duration, seed) for one in parse_rates(rate)]
+    drawn = random.randrange(2**31) if seed is None else seed
+    loads = [ServeLoad(one, *lengths, number, duration, drawn, turn) for turn, one in enumerate(parse_rates(rate))]
     bench, runs = measure(target, loads, concurrency, warmup, timeout, api_key)
     results = results_of(bench, runs)
     if html is not None:
         _write_page(html, target, results, runs)
-    if as_json:
-        typer.echo(json.dumps(results, indent=2))
-    else:
-        _show(target, runs)
+    _show(target, results, runs, as_json=as_json)
 
 
 def measure(
@@ -159,13 +155,17 @@ def results_of(bench: ServeBench, runs: list[Run]) -> dict[str, Any]:
     }
 
 
-def _check_page(path: Path) -> None:
-    """Before anything is measured. Raises BenchError: no plots; BadParameter: no such folder."""
+def _check(rate: str, requests: int | None, duration: float | None, page: Path | None) -> None:
+    """Before anything is measured. Raises BadParameter: no end, or no folder for the page; BenchError: no plots."""
+    if requests is None and duration is not None and math.inf in parse_rates(rate):
+        raise typer.BadParameter("all requests of rate inf are due at once: say how many with --requests")
+    if page is None:
+        return
     from ostinato.server.bench_html import check_plots
 
     check_plots()
-    if not path.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {path.parent}", param_hint="--html")
+    if not page.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {page.parent}", param_hint="--html")
 
 
 def _write_page(path: Path, target: Target, results: dict[str, Any], runs: list[Run]) -> None:
@@ -175,8 +175,11 @@ def _write_page(path: Path, target: Target, results: dict[str, Any], runs: list[
     path.write_text(html_page(f"{target.model} at {target.url}", settings, runs, results), encoding="utf-8")
 
 
-def _show(target: Target, runs: list[Run]) -> None:
+def _show(target: Target, results: dict[str, Any], runs: list[Run], *, as_json: bool) -> None:
     from ostinato.server.bench_report import report_of
     from ostinato.server.bench_tables import show_runs
 
-    show_runs([report_of(run) for run in runs], f"{target.model} at {target.url}")
+    if as_json:
+        typer.echo(json.dumps(results, indent=2))
+    else:
+        show_runs([report_of(run) for run in runs], f"{target.model} at {target.url}, seed {results['seed']}")

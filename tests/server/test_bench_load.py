@@ -16,7 +16,7 @@ SEEDS = (0, 1, 2)
 
 
 def load(rate: float, **bounds: float | None) -> ServeLoad:
-    return ServeLoad(rate, FIXED, FIXED, **{"seed": 0, **bounds})  # type: ignore[arg-type]  # names as of the class
+    return ServeLoad(rate, FIXED, FIXED, **{"seed": 0, **bounds})
 
 
 def kolmogorov_distance(samples: list[float], mean: float) -> float:
@@ -58,10 +58,12 @@ def test_the_same_seed_draws_the_same_and_another_another() -> None:
     assert asked[0] == asked[1] != asked[2]
 
 
-def test_a_rate_does_not_change_what_is_asked() -> None:
+def test_turns_with_one_seed_differ_in_rate_and_words_alone() -> None:
     lengths = Lengths.parse("1:100"), Lengths.parse("lognormal:30,1")
-    slow, fast = (ServeLoad(rate, *lengths, requests=30, seed=3) for rate in (1.0, 50.0))
-    assert list(islice(slow.questions(), 30)) == list(islice(fast.questions(), 30))
+    slow, fast = (ServeLoad(rate, *lengths, 30, seed=3, turn=turn) for turn, rate in enumerate((1.0, 50.0)))
+    first, second = (list(islice(turn.questions(), 30)) for turn in (slow, fast))
+    assert [(q.prompt_tokens, q.new_tokens) for q in first] == [(q.prompt_tokens, q.new_tokens) for q in second]
+    assert not {question.seed for question in first} & {question.seed for question in second}
     assert [time / 50 for time in slow.arrivals()] == pytest.approx(fast.arrivals())
 
 
@@ -88,7 +90,7 @@ def test_bounds() -> None:
 )
 def test_a_load_without_end_or_sense_is_refused(bounds: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"above 0|no end"):
-        load(**bounds)  # type: ignore[arg-type]  # rate among them
+        load(**bounds)
 
 
 def draws(text: str, count: int, seed: int) -> list[int]:

@@ -6,12 +6,13 @@ import asyncio
 import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import replace
 
 import httpx
 import numpy
 import pytest
 
-from ostinato.server.bench_client import BenchError, Exchange, Target, api_url
+from ostinato.server.bench_client import Exchange, Target, api_url
 from ostinato.server.bench_load import Lengths, ServeLoad
 from ostinato.server.bench_report import RunReport, Spread, remarks, report_of
 from ostinato.server.bench_run import Run, ServeBench
@@ -125,17 +126,18 @@ def test_a_bound_that_is_never_reached_changes_nothing() -> None:
     assert report_of(bounded) == report_of(free)
 
 
-def test_rates_ask_the_same_and_arrive_faster() -> None:
-    asked: list[list[str]] = [[], []]
-    for prompts, rate in zip(asked, (1.0, 50.0), strict=True):
+def test_no_prompt_is_sent_twice() -> None:
+    """A server that keeps what it has read would answer it faster."""
+    prompts: list[str] = []
 
-        async def noting(request: httpx.Request, prompts: list[str] = prompts) -> httpx.Response:
-            prompts.append(json.loads(request.content)["prompt"])
-            return await answers(0.1, 0.1)(request)
+    async def noting(request: httpx.Request) -> httpx.Response:
+        prompts.append(json.loads(request.content)["prompt"])
+        return await answers(0.1, 0.1)(request)
 
-        measured(noting, [load(rate, 30, prompt_tokens="2:40")])
-    assert asked[0] == asked[1]
-    assert len(set(asked[0])) == 32
+    loads = [replace(load(rate, 30, prompt_tokens="4:40"), turn=turn) for turn, rate in enumerate((1.0, 50.0))]
+    slow, fast = measured(noting, loads, warmup=5)
+    assert len(set(prompts)) == len(prompts) == 2 + 5 + 60
+    assert sum(told.words for told in slow.exchanges) == sum(told.words for told in fast.exchanges)
 
 
 def test_without_usage_chunks_and_words_are_counted_and_it_is_said() -> None:
@@ -168,80 +170,6 @@ def test_what_is_asked_before_is_counted_apart() -> None:
 
     told = run_virtually(prepare()).unmeasured
     assert (told.requests, told.prompt_tokens, told.generated_tokens) == (2 + 3, 8 + 72 + 3 * 5, 2 + 3 * 3)
-
-
-FAULTS: dict[str, tuple[str, list[bytes]]] = {
-    "no end": ("cut_off", [chunk("a")]),
-    "nothing": ("cut_off", []),
-    "an error": ("error_in_stream", [chunk("a"), event({"error": {"message": "no luck", "code": "x"}})]),
-    "no JSON": ("not_understood", [event("{no")]),
-    "a list": ("not_understood", [event([1])]),
-    "another shape": ("not_understood", [event({"choices": [{"index": 0}]})]),
-    "choices of numbers": ("not_understood", [event({"choices": [5]})]),
-    "usage without counts": ("not_understood", [chunk("a", "stop"), event({"usage": {"tokens": 5}})]),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_errors_in_streams_are_counted_by_kind(fault: str) -> None:
-    """And the others go on: every second answer is well."""
-    kind, parts = FAULTS[fault]
-    number = 0
-
-    async def answer(request: httpx.Request) -> httpx.Response:
-        nonlocal number
-        number += 1
-        if number <= 2 or number % 2:
-            return await answers(0.1, 0.1)(request)
-        return httpx.Response(200, content=b"".join(parts))
-
-    (run,) = measured(answer, [load(2.0, 20)])
-    report = report_of(run)
-    assert report.errors == {kind: 10}
-    assert (report.requests, report.completed, report.generated_tokens) == (20, 10, 30)
-    assert report.end_to_end == exactly(0.3, 10), "failed requests have no latency"
-    assert any(remark.startswith("10 failed") for remark in remarks(report))
-
-
-@pytest.mark.parametrize(
-    ("raised", "kind"),
-    [
-        (httpx.ConnectError("refused"), "not_connected"),
-        (httpx.ReadTimeout("slow"), "timeout"),
-        (httpx.ConnectTimeout(""), "timeout"),
-        (httpx.RemoteProtocolError("cut"), "cut_off"),
-        (httpx.ReadError(""), "cut_off"),
-    ],
-)
-def test_errors_of_the_network_are_counted_by_kind(raised: httpx.HTTPError, kind: str) -> None:
-    async def answer(request: httpx.Request) -> httpx.Response:
-        if json.loads(request.content)["max_tokens"] == 1:
-            return await answers(0.1, 0.1)(request)
-        raise raised
-
-    (run,) = measured(answer, [load(2.0, 3)])
-    report = report_of(run)
-    assert report.errors == {kind: 3}
-    assert report.complaints[kind]
-    assert (report.completed_rate, report.first_token, report.end_to_end) == (0.0, None, None)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b'{"error": {"message": "who are you?"}}', "who are you?"),
-        (b"<html>no\n such page</html>", "no such page"),
-        (b'{"detail": "elsewhere"}', "elsewhere"),
-        (b"", "http 403"),
-    ],
-)
-def test_a_server_that_refuses_the_first_request_cannot_be_measured(content: bytes, words: str) -> None:
-    async def refuse(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(403, content=content)
-
-    with pytest.raises(BenchError, match=r"http://server/v1/completions .*http 403") as caught:
-        measured(refuse, [load(1.0, 1)])
-    assert words in str(caught.value)
 
 
 def test_bodies() -> None:
