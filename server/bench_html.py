@@ -73,7 +73,7 @@ def _latencies(report: RunReport) -> str:
 
 
 def plots(runs: list[Run], reports: list[RunReport]) -> str:
-    """All plots as one SVG element: distributions, and how the runs went; over the rate where there are several."""
+    """All plots as one SVG element: distributions, and how the runs went; by rate where there are several finite ones."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -83,8 +83,10 @@ def plots(runs: list[Run], reports: list[RunReport]) -> str:
         lambda axes: _distributions(axes, runs, "end_to_end"),
         lambda axes: _at_once(axes, runs),
     ]
-    if len(runs) > 1:
-        panels += [lambda axes: _latency_by_rate(axes, reports), lambda axes: _throughput_by_rate(axes, reports)]
+    finite = [(report.asked_rate, report) for report in reports if report.asked_rate is not None]
+    bounded = sorted(finite, key=lambda pair: pair[0])
+    if len({rate for rate, _ in bounded}) > 1:
+        panels += [lambda axes: _latency_by_rate(axes, bounded), lambda axes: _throughput_by_rate(axes, bounded)]
     rows = math.ceil(len(panels) / 2)
     figure = Figure(figsize=(2 * PANEL_INCHES[0], rows * PANEL_INCHES[1]), layout="constrained")
     for number, panel in enumerate(panels):
@@ -121,24 +123,14 @@ def _at_once(axes: Axes, runs: list[Run]) -> None:
     axes.legend()
 
 
-def _rates_asked(reports: list[RunReport]) -> list[float]:
-    """An unbounded rate stands where its requests really left; that of a single moment, at the throughput."""
-    return [report.asked_rate or report.sent_rate or report.completed_rate for report in reports]
-
-
-def _latency_by_rate(axes: Axes, reports: list[RunReport]) -> None:
+def _latency_by_rate(axes: Axes, reports: list[tuple[float, RunReport]]) -> None:
     for quantile in ("p50", "p99"):
-        points = [
-            (rate, getattr(report.first_token, quantile))
-            for rate, report in zip(_rates_asked(reports), reports, strict=True)
-            if report.first_token is not None
-        ]
-        axes.plot(*zip(*sorted(points), strict=True) if points else ((), ()), marker="o", label=quantile)
-    axes.set(title="time to first token by rate", xlabel="requests/s", ylabel="seconds", ylim=(0, None))
+        points = [(rate, getattr(report.first_token, quantile)) for rate, report in reports if report.first_token]
+        axes.plot([rate for rate, _ in points], [seconds for _, seconds in points], marker="o", label=quantile)
+    axes.set(title="time to first token by rate", xlabel="requests/s asked", ylabel="seconds", ylim=(0, None))
     axes.legend()
 
 
-def _throughput_by_rate(axes: Axes, reports: list[RunReport]) -> None:
-    points = sorted(zip(_rates_asked(reports), (report.completed_rate for report in reports), strict=True))
-    axes.plot([rate for rate, _ in points], [done for _, done in points], marker="o")
+def _throughput_by_rate(axes: Axes, reports: list[tuple[float, RunReport]]) -> None:
+    axes.plot([rate for rate, _ in reports], [report.completed_rate for _, report in reports], marker="o")
     axes.set(title="completed by rate", xlabel="requests/s asked", ylabel="requests/s completed", ylim=(0, None))
