@@ -32,7 +32,7 @@ from tests.soak.watch import Counters, Watch, settle, settled_descriptors
 SLOTS, QUEUE = 8, 64
 LOAD = 0.9
 CAPACITY_SECONDS = 15.0
-WARM_UP_SHARE = 1 / 5
+WARM_UP_SHARE, WARM_UP_SECONDS = 1 / 5, 60.0  # whichever is longer, but at most half of the time
 GROWTH = 0.02
 VICTIM_SECONDS = (0.5, 4.0)
 # Everything that fills up is small, so that it is full when the warm-up ends.
@@ -51,13 +51,13 @@ class Verdict:
     killed: int
     wrong: list[str]
     after: Counters
-    rss: tuple[float, float]  # bytes: medians of the first and the last sixth
+    rss: list[float]  # bytes: the median in each sixth of the time behind the warm-up
     slots_used: float  # mean
     descriptors: tuple[int, int]  # that the server has open, before the first connection and after the last
 
     @property
     def growth(self) -> float:
-        return self.rss[1] / self.rss[0] - 1
+        return self.rss[-1] / self.rss[0] - 1
 
     @property
     def failures(self) -> list[str]:
@@ -73,7 +73,7 @@ class Verdict:
         if not ended - self.after["ended aborted"] <= begun <= ended:  # one that waits may be aborted and never begin
             found.append(f"{begun:.0f} sequences began, {ended:.0f} ended")
         if abs(self.growth) > GROWTH:
-            found.append(f"memory went from {self.rss[0] / 2**20:.1f} to {self.rss[1] / 2**20:.1f} MiB")
+            found.append(f"memory went from {self.rss[0] / 2**20:.1f} to {self.rss[-1] / 2**20:.1f} MiB")
         if self.descriptors[1] != self.descriptors[0]:
             found.append(f"{self.descriptors[0]} open descriptors at the start, {self.descriptors[1]} at the end")
         return found
@@ -84,7 +84,7 @@ class Verdict:
             f"seed {self.seed}: {requests} requests in {self.seconds:.0f} s, {self.killed} clients killed",
             f"capacity {self.capacity:.1f} requests/s, load {self.rate:.1f} requests/s",
             f"slots used on average {self.slots_used:.1f} of {SLOTS}",
-            f"resident memory {self.rss[0] / 2**20:.1f} MiB, then {self.rss[1] / 2**20:.1f} MiB ({self.growth:+.2%})",
+            f"resident memory by sixths, MiB: {' '.join(f'{size / 2**20:.1f}' for size in self.rss)} ({self.growth:+.2%})",
             f"open descriptors {self.descriptors[0]}, then {self.descriptors[1]}",
             f"sequences begun {self.after['ostinato_sequences_begun_total']:.0f}, "
             f"ended {self.after['ostinato_sequences_total']:.0f}, of these aborted {self.after['ended aborted']:.0f}",
@@ -111,11 +111,12 @@ class Soak:
             capacity = await self.measure_capacity()
             report(f"capacity {capacity:.2f} requests/s")
             left = seconds - CAPACITY_SECONDS
+            warm_up = min(max(WARM_UP_SHARE * left, WARM_UP_SECONDS), left / 2)
             async with _beside(self.kill_clients()):
-                await self.arrivals("warm-up", LOAD * capacity, left * WARM_UP_SHARE)
+                await self.arrivals("warm-up", LOAD * capacity, warm_up)
                 report("warm")
                 start = time.monotonic()
-                await self.arrivals("measured", LOAD * capacity, left * (1 - WARM_UP_SHARE))
+                await self.arrivals("measured", LOAD * capacity, left - warm_up)
                 end = time.monotonic()
         report("all have ended")
         after = await settle(self.client)
@@ -129,7 +130,7 @@ class Soak:
             killed=self.killed,
             wrong=self.crowd.wrong,
             after=after,
-            rss=self.watch.first_and_last_sixth(start, end),
+            rss=self.watch.sixths(start, end),
             slots_used=sum(self.watch.slots) / len(self.watch.slots),
             descriptors=(descriptors, await settled_descriptors(self.process, descriptors)),
         )

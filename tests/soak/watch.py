@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median
 
 import httpx
@@ -53,12 +54,12 @@ class Watch:
                 self.slots.append((await scrape(self.client))["ostinato_slots_used"])
             await asyncio.sleep(SAMPLE_SECONDS)
 
-    def first_and_last_sixth(self, start: float, end: float) -> tuple[float, float]:
-        """Median resident bytes in the first and in the last sixth of this time."""
-        sixth = (end - start) / 6
-        first = [size for moment, size in self.rss if start <= moment < start + sixth]
-        last = [size for moment, size in self.rss if end - sixth <= moment < end]
-        return median(first), median(last)
+    def sixths(self, start: float, end: float) -> list[float]:
+        """Median resident bytes in each sixth of this time."""
+        bounds = [start + (end - start) * number / 6 for number in range(7)]
+        return [
+            median(size for moment, size in self.rss if begin <= moment < until) for begin, until in pairwise(bounds)
+        ]
 
 
 async def settle(client: httpx.AsyncClient) -> Counters:
