@@ -73,7 +73,7 @@ def _latencies(report: RunReport) -> str:
 
 
 def plots(runs: list[Run], reports: list[RunReport]) -> str:
-    """All plots as one SVG element: distributions, how the runs went, and by rate where there are several finite ones."""
+    """All plots as one SVG element: distributions, how the runs went, and what several finite rates made of it."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

@@ -79,12 +79,12 @@ class Verdict:
         return found
 
     def told(self) -> str:
-        requests = sum(self.tally.values())
+        requests, sixths = sum(self.tally.values()), " ".join(f"{size / 2**20:.1f}" for size in self.rss)
         lines = [
             f"seed {self.seed}: {requests} requests in {self.seconds:.0f} s, {self.killed} clients killed",
             f"capacity {self.capacity:.1f} requests/s, load {self.rate:.1f} requests/s",
             f"slots used on average {self.slots_used:.1f} of {SLOTS}",
-            f"resident memory by sixths, MiB: {' '.join(f'{size / 2**20:.1f}' for size in self.rss)} ({self.growth:+.2%})",
+            f"resident memory by sixths, MiB: {sixths} ({self.growth:+.2%})",
             f"open descriptors {self.descriptors[0]}, then {self.descriptors[1]}",
             f"sequences begun {self.after['ostinato_sequences_begun_total']:.0f}, "
             f"ended {self.after['ostinato_sequences_total']:.0f}, of these aborted {self.after['ended aborted']:.0f}",
