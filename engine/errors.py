@@ -21,6 +21,7 @@
         ├── StateNotFoundError     no such state of this owner
         ├── StateDamagedError      the stored bytes are not the ones that were stored
         ├── StoreFullError         does not fit into a tier's budget
+        ├── StateQuotaError        does not fit into what its owner may hold
         └── StoreUnavailableError  a tier cannot be read or written
 
 `server/errors.py` maps each type to an HTTP status in one table. `CheckpointError` and `UnsupportedModelError` are
@@ -45,6 +46,7 @@ __all__ = [
     "StateDamagedError",
     "StateIdError",
     "StateNotFoundError",
+    "StateQuotaError",
     "StateStoreError",
     "StepError",
     "StoreFullError",
@@ -133,6 +135,10 @@ class StateDamagedError(StateStoreError):
 
 class StoreFullError(StateStoreError):
     """A state does not fit into a tier's budget, even if everything that may be evicted were. Nothing was evicted."""
+
+
+class StateQuotaError(StateStoreError):
+    """The owner of a state would hold more bytes of states than it may. Nothing was stored, and nothing evicted."""
 
 
 class StoreUnavailableError(StateStoreError):

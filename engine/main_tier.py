@@ -17,6 +17,7 @@ from dataclasses import replace
 from ostinato.engine.blobs import Data
 from ostinato.engine.errors import StateDamagedError, StateNotFoundError
 from ostinato.engine.holds import Holds
+from ostinato.engine.owner_budget import LimitOf, OwnerBudgets, no_limit
 from ostinato.engine.state_content import (
     PackedContent,
     delete_content,
@@ -35,17 +36,22 @@ _log = logging.getLogger(__name__)
 class MainTier:
     """Records and contents of one tier, and its eviction. Thread-safe; what `holds` names is not evicted."""
 
-    def __init__(self, tier: Tier, clock: Callable[[], float], holds: Holds) -> None:
+    def __init__(self, tier: Tier, clock: Callable[[], float], holds: Holds, owner_limit: LimitOf = no_limit) -> None:
         self.blobs = tier.blobs
         self.table = RecordTable(tier.blobs)
         self._limit = tier.budget_bytes
         self._clock = clock
         self._holds = holds
         self.budget = Budget(tier, self._clear, clock)
+        self.owners = OwnerBudgets(self.table, owner_limit, clock)
 
     def put(self, packed: PackedContent, record: StateRecord) -> StateRecord:
-        """Writes a content and its record, or adds to the record that is there already."""
-        with self.budget.room(packed.digest, packed.size):
+        """Writes a content and its record, or adds to the record that is there already.
+
+        Raises:
+            StateQuotaError, StoreFullError: there is no room; nothing was written.
+        """
+        with self.owners.room([record]), self.budget.room(packed.digest, packed.size):
             if not has_content(self.blobs, packed):
                 self.blobs.put(packed.key, packed.data)
             with self.blobs.exclusive():
@@ -58,8 +64,9 @@ class MainTier:
 
         Raises:
             StateNotFoundError: it was evicted or deleted meanwhile.
+            StateQuotaError: there is no room.
         """
-        with self.blobs.exclusive():
+        with self.owners.room(forks), self.blobs.exclusive():
             for fork in forks:
                 self.table.put(fork)
             if not stored_infos(self.blobs, parent.content):

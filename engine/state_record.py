@@ -12,6 +12,7 @@ import json
 import re
 import secrets
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from ostinato.engine.blobs import Data
@@ -36,7 +37,7 @@ class StateRecord:
     Attributes:
         id: `st_` and 64 hexadecimal digits: those of `content`, or digits of its own, as a fork has.
         content: SHA-256 of the content, as hexadecimal digits.
-        owner: a hexadecimal hash of an API key; "" where there are no keys.
+        owner: the hexadecimal id of whoever has an API key, or a hash of it; "" where there are no keys.
         parent: the id of the state that this one goes on from, which may be gone; None for a first one.
         tokens: how many tokens the state has read.
         bytes: of the content, before compression.
@@ -67,6 +68,15 @@ class StateRecord:
     @property
     def key(self) -> str:
         return record_key(self.owner, self.id)
+
+
+class Unchanged(Enum):
+    """The value of an argument that leaves a field as it is, where None means something else."""
+
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED = Unchanged.UNCHANGED
 
 
 def record_json(record: StateRecord) -> bytes:

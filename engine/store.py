@@ -21,28 +21,19 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from enum import Enum
 
 from ostinato.engine.blobs import Data
 from ostinato.engine.cache_tier import Caches
 from ostinato.engine.errors import StateNotFoundError
 from ostinato.engine.holds import Holds
 from ostinato.engine.main_tier import MainTier, is_expired
+from ostinato.engine.owner_budget import LimitOf, no_limit
 from ostinato.engine.state_content import Compression, pack
-from ostinato.engine.state_record import StateRecord, check_id, check_owner, fork_id
+from ostinato.engine.state_record import UNCHANGED, StateRecord, Unchanged, check_id, check_owner, fork_id
 from ostinato.engine.store_repair import RepairReport, repair_tier
 from ostinato.engine.tier_budget import Tier, TierUsage
 
 __all__ = ["UNCHANGED", "RepairReport", "StateRecord", "StateStore", "Tier", "TierUsage", "Unchanged"]
-
-
-class Unchanged(Enum):
-    """The value of an argument that leaves a field as it is, where None means something else."""
-
-    UNCHANGED = "unchanged"
-
-
-UNCHANGED = Unchanged.UNCHANGED
 
 
 class StateStore:
@@ -57,14 +48,17 @@ class StateStore:
         tiers: Sequence[Tier],
         compression: Compression | None = None,
         clock: Callable[[], float] = time.time,
+        owner_limit: LimitOf = no_limit,
     ) -> None:
-        """`clock` gives seconds since 1970. Contents are compressed from now on; what is stored is read either way."""
+        """`clock` gives seconds since 1970. Contents are compressed from now on; what is stored is read either way.
+        `owner_limit` gives the bytes that an owner may hold in the last tier.
+        """
         if not tiers:
             raise ValueError("a state store needs a tier")
         self._compression = compression
         self._clock = clock
         self._holds = Holds()
-        self._main = MainTier(tiers[-1], clock, self._holds)
+        self._main = MainTier(tiers[-1], clock, self._holds, owner_limit)
         self._caches = Caches(tiers[:-1], clock)
 
     def put(
@@ -91,6 +85,7 @@ class StateStore:
 
         Raises:
             StoreFullError: it does not fit, and nothing was evicted for it.
+            StateQuotaError: its owner may not hold so much.
         """
         packed = pack(content, self._compression)
         now = self._clock()
@@ -121,6 +116,7 @@ class StateStore:
 
         Raises:
             StateNotFoundError: no such state of this owner.
+            StateQuotaError: the owner may not hold so many.
         """
         if count < 1:
             raise ValueError("a fork has at least one child")
@@ -132,9 +128,7 @@ class StateStore:
         return forks
 
     def record(self, owner: str, id: str) -> StateRecord:
-        """Raises:
-        StateNotFoundError: no such state of this owner.
-        """
+        """Raises StateNotFoundError: no such state of this owner."""
         return self._versioned(owner, id)[0]
 
     def read(self, owner: str, id: str) -> tuple[StateRecord, Data]:
@@ -217,6 +211,10 @@ class StateStore:
         parent = check_id(id)
         found = [record for record in self._living(owner) if record.parent == parent]
         return sorted(found, key=_newest_first)
+
+    def check_room(self, owner: str, num_bytes: int) -> None:
+        """Raises StateQuotaError: the owner may not hold a further state of so many bytes."""
+        self._main.owners.check(owner, num_bytes)
 
     def hold(self, id: str) -> AbstractContextManager[None]:
         """This process evicts no state of this id inside the `with`. Its owner may delete it all the same."""

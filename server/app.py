@@ -21,6 +21,7 @@ from ostinato.server.ops import ops_router
 from ostinato.server.preview import preview_router
 from ostinato.server.request_log import RequestLog
 from ostinato.server.responses import responses_router
+from ostinato.server.security import Access, open_access, secure
 from ostinato.server.state_branches import state_branches_router
 from ostinato.server.state_files import state_files_router
 from ostinato.server.state_store import open_states, sweep
@@ -32,14 +33,17 @@ if TYPE_CHECKING:
     from ostinato.server.settings import ServerSettings
 
 
-def create_app(service: Service, settings: ServerSettings) -> FastAPI:
-    """The application that serves `service`. Its lifespan starts and stops the service's loop.
+def create_app(service: Service, settings: ServerSettings, access: Access | None = None) -> FastAPI:
+    """The application that serves `service`. Its lifespan starts and stops the service's loop. access: who may use it;
+    None: as the settings say.
 
-    Raises StoreUnavailableError: the state store cannot be opened.
+    Raises StoreUnavailableError, KeyFileError, WeakKeyError: the state store or the API keys cannot be opened.
 
     The API is described at /openapi.json. There is no page that renders it: the usual ones load scripts from afar.
     """
-    context = Context(service, settings, Metrics(service), open_states(service, settings))
+    access = access or open_access(settings)
+    states = open_states(service, settings, access.state_bytes)
+    context = Context(service, settings, Metrics(service), states, access.meters)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -76,5 +80,6 @@ def create_app(service: Service, settings: ServerSettings) -> FastAPI:
     describe_refusals_only(app)
     install_error_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_state_bytes=settings.max_state_bytes)
+    secure(app, settings, access)
     app.add_middleware(RequestLog, metrics=context.metrics)
     return app

@@ -13,6 +13,7 @@ from ostinato.server.cli_bench import bench
 from ostinato.server.cli_chat import chat
 from ostinato.server.cli_doctor import doctor
 from ostinato.server.cli_generate import generate
+from ostinato.server.cli_keys import keys
 from ostinato.server.cli_models import models
 from ostinato.server.cli_serve import serve
 from ostinato.server.cli_states import states
@@ -47,6 +48,7 @@ app.command()(chat)
 app.add_typer(bench, name="bench")
 app.command()(models)
 app.add_typer(states, name="states")
+app.add_typer(keys, name="keys")
 app.command()(doctor)
 
 

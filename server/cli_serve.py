@@ -11,6 +11,7 @@ import typer
 
 from ostinato.engine.config import DTypeName, EngineConfig
 from ostinato.server import cli_options as opt
+from ostinato.server import cli_security as sec
 from ostinato.server.settings import ServerSettings
 
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
@@ -116,6 +117,11 @@ def serve(
     state_compression: Annotated[bool, typer.Option("--state-compression", help="Store states compressed.")] = False,
     max_state: MaxState = None,
     max_body: MaxBody = None,
+    max_connections: sec.MaxConnections = 1000,
+    api_keys: sec.ApiKeys = None,
+    api_key: sec.SingleKey = None,
+    open_metrics: sec.OpenMetrics = False,
+    cors_origin: sec.CorsOrigins = None,
     drain_seconds: Annotated[float, typer.Option(min=0, help="How long SIGTERM lets running requests go on.")] = 30.0,
     log_level: Annotated[str, typer.Option(callback=_log_level, help=f"One of {', '.join(LOG_LEVELS)}.")] = "info",
 ) -> None:
@@ -149,6 +155,11 @@ def serve(
         drain_seconds=drain_seconds,
         served_model_name=served_model_name or opt.api_name(model),
         log_level=log_level,
+        max_connections=max_connections,
+        api_keys=api_keys,
+        api_key=api_key,
+        open_metrics=open_metrics,
+        cors_origins=tuple(cors_origin or ()),
     )
     load_and_run(settings)
 
@@ -158,9 +169,12 @@ def load_and_run(settings: ServerSettings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s:     %(name)s: %(message)s")
     from ostinato.engine.loading import load_service
     from ostinato.server.console import loading_bar, show_capacity, show_ready
+    from ostinato.server.security import open_access, warn_if_open
     from ostinato.server.serve import open_socket, run_server, url_of
 
+    open_access(settings)  # a mistake in the keys is to be reported before the model is loaded
     with open_socket(settings.host, settings.port) as listener:
+        warn_if_open(listener, settings)
         url = url_of(listener)
         with loading_bar() as report:
             service = load_service(settings.engine, progress=report)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ostinato.engine.errors import RequestError, TextNeedsTokenizerError
 from ostinato.server.errors import ModelNotFoundError
+from ostinato.server.meters import Meters
 from ostinato.server.metrics import Metrics
 from ostinato.server.protocol import CompletionRequest
 
@@ -33,6 +34,7 @@ class Context:
     settings: ServerSettings
     metrics: Metrics
     states: States | None = None  # None: this server keeps none
+    meters: Meters = field(default_factory=Meters)  # what each API key has used
     created: int = field(default_factory=lambda: int(time.time()))  # when the model was loaded, seconds since 1970
 
     @cached_property

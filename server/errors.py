@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
 from ostinato.engine.errors import (
     EngineStoppedError,
@@ -26,6 +27,7 @@ from ostinato.engine.errors import (
     StateDamagedError,
     StateIdError,
     StateNotFoundError,
+    StateQuotaError,
     StepError,
     StoreFullError,
     StoreUnavailableError,
@@ -53,6 +55,26 @@ class NotReadyError(OstinatoError):
     """A completion would not be served now."""
 
 
+class InvalidKeyError(OstinatoError):
+    """The request has no API key that this server knows. given: whether it has one at all."""
+
+    def __init__(self, message: str, *, given: bool) -> None:
+        super().__init__(message)
+        self.given = given
+
+
+class KeyNotAllowedError(OstinatoError):
+    """The request's API key is good, but not for this."""
+
+
+class RateLimitError(OstinatoError):
+    """The request's API key has used up what it may. `retry_after` is in seconds; None: it is never going to fit."""
+
+    def __init__(self, message: str, retry_after: float | None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class ClientDisconnectedError(Exception):
     """Nobody waits for the answer any more. Never becomes a response."""
 
@@ -72,6 +94,9 @@ BY_TYPE: dict[type[Exception], Answer] = {
     PreviousResponseNotFoundError: Answer(404, INVALID, "previous_response_not_found"),
     TextNeedsTokenizerError: Answer(400, INVALID, "tokenizer_required"),
     RequestError: Answer(400, INVALID, "invalid_value"),
+    InvalidKeyError: Answer(401, INVALID, "invalid_api_key"),
+    KeyNotAllowedError: Answer(403, INVALID, "insufficient_permissions"),
+    RateLimitError: Answer(429, "rate_limit_error", "rate_limit_exceeded"),
     QueueFullError: Answer(429, "rate_limit_error", "queue_full"),
     NotReadyError: Answer(503, SERVER, "not_ready"),
     EngineStoppedError: Answer(503, SERVER, "engine_stopped"),
@@ -84,6 +109,7 @@ BY_TYPE: dict[type[Exception], Answer] = {
     StateIdError: Answer(400, INVALID, "state_id_invalid"),
     StateNotFoundError: Answer(404, INVALID, "state_not_found"),
     StateDamagedError: Answer(410, INVALID, "state_damaged"),
+    StateQuotaError: Answer(429, "insufficient_quota", "state_quota_exceeded"),
     StoreFullError: Answer(507, SERVER, "state_store_full"),
     StoreUnavailableError: Answer(503, SERVER, "state_store_unavailable"),
     Exception: Answer(500, SERVER, "internal_error"),
@@ -96,7 +122,16 @@ BY_STATUS: dict[int, Answer] = {
     413: Answer(413, INVALID, "body_too_large"),
     415: Answer(415, INVALID, "unsupported_media_type"),
     416: Answer(416, INVALID, "range_not_satisfiable"),
+    431: Answer(431, INVALID, "headers_too_large"),
 }
+
+OUTCOMES: dict[type[Exception], str] = {
+    InvalidKeyError: "unauthorized",
+    KeyNotAllowedError: "unauthorized",
+    RateLimitError: "limited",
+    StateQuotaError: "limited",
+}
+"""How the metrics count what is refused for its API key: neither the client's request nor the server is at fault."""
 
 STOPPED_RETRY_SECONDS = 5  # long enough for a restarted server to come up
 
@@ -119,18 +154,30 @@ def describe(error: Exception) -> dict[str, object]:
 
 
 def error_response(error: Exception) -> JSONResponse:
-    return JSONResponse(describe(error), answer_for(error).status, headers=_retry_header(error))
+    return JSONResponse(describe(error), answer_for(error).status, headers=_headers_for(error))
 
 
-def _retry_header(error: Exception) -> dict[str, str]:
-    if isinstance(error, QueueFullError):
-        return {"retry-after": str(max(1, math.ceil(error.retry_after)))}
+def note_outcome(scope: Scope, error: Exception) -> None:
+    """Has the request counted under its own outcome, where the status alone would not tell it."""
+    if type(error) in OUTCOMES:
+        scope.setdefault("state", {})["outcome"] = OUTCOMES[type(error)]
+
+
+def _headers_for(error: Exception) -> dict[str, str]:
+    """When to come back; or, as OpenAI's clients understand it, that it is no use. RFC 6750, section 3, for a 401."""
+    if isinstance(error, InvalidKeyError):
+        return {"www-authenticate": 'Bearer realm="ostinato"' + (', error="invalid_token"' if error.given else "")}
+    if isinstance(error, StateQuotaError) or (isinstance(error, RateLimitError) and error.retry_after is None):
+        return {"x-should-retry": "false"}
+    if isinstance(error, QueueFullError | RateLimitError):
+        return {"retry-after": str(max(1, math.ceil(error.retry_after or 0)))}
     if isinstance(error, EngineStoppedError):
         return {"retry-after": str(STOPPED_RETRY_SECONDS)}
     return {}
 
 
-async def _on_ostinato_error(_: Request, error: Exception) -> JSONResponse:
+async def _on_ostinato_error(request: Request, error: Exception) -> JSONResponse:
+    note_outcome(request.scope, error)
     return error_response(error)
 
 

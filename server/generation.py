@@ -91,21 +91,26 @@ async def run(context: Context, job: Job) -> AsyncGenerator[TokenEvent, None]:
     """The events of all sequences of the job, as they come. Closing the generator aborts what has not ended.
 
     Raises:
-        RequestError, QueueFullError, EngineStoppedError: before the first event, when the job is not accepted.
+        RequestError, QueueFullError, RateLimitError, EngineStoppedError: before the first event, when the job is not
+            accepted.
         StepError: a step failed for one of the sequences.
         EngineStoppedError: the server shut down before the end.
         StateStoreError: a state could not be stored.
     """
     clock = TokenClock(context.metrics, job.started)
+    meter, read = context.meters.of(job.states.owner), sum(map(len, job.prompts))
+    meter.check_tokens(read)
     with job.states.hold():
         stream = context.service.submit(
             job.id, job.prompts, job.params, n=job.n, priority=job.priority, states=job.states.continuation()
         )
+        meter.take_tokens(read)
         async with stream:
             async for event in stream:
                 _raise_if_failed(event)
                 clock.tick(event)
                 job.count(event)
+                meter.take_tokens(len(event.token_ids))
                 await job.states.take(event)
                 yield event
 

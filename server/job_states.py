@@ -26,7 +26,13 @@ from ostinato.server.replies import StateReply
 
 
 def owner_of(request: Request) -> str:
-    """Whose states a request may see: a hash of its API key, "" without one. The key itself is kept nowhere."""
+    """Whose states a request may see. Where API keys are checked, `Authentication` has found that out.
+
+    Otherwise whoever sends a key has states of its own, by the key's hash, and "" is everybody without one.
+    """
+    owner: str | None = getattr(request.state, "owner", None)
+    if owner is not None:
+        return owner
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     return hashlib.sha256(key.strip().encode()).hexdigest() if scheme.lower() == "bearer" and key.strip() else ""
 
@@ -147,6 +153,7 @@ async def job_states(
     Raises:
         RequestError: this server keeps no states, or has no such initial state.
         StateNotFoundError, StateDamagedError, SnapshotError: the state cannot be gone on from.
+        StateQuotaError: there is no room for the state that is to be stored.
     """
     owner, states = owner_of(request), context.states
     if initial is not None and state is not None:
@@ -154,6 +161,9 @@ async def job_states(
     if states is None and (state is not None or storing is not None):
         field_name = "state" if state is not None else "store"
         raise RequestError(f"{field_name}: this server keeps no states; start it with --state-store FOLDER", field_name)
+    if storing is not None and states is not None:
+        least = 0 if storing.lossy else context.service.info.bytes_per_state
+        await asyncio.to_thread(states.store.check_room, owner, least)
     start = None
     if state is not None and states is not None:
         start = await asyncio.to_thread(states.load, owner, state)

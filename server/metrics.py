@@ -87,7 +87,7 @@ class Metrics:
         )
         self.requests = Counter(
             "ostinato_requests",
-            "Requests, by outcome: ok, invalid, queue_full, unavailable, error, disconnected.",
+            "Requests, by outcome: ok, invalid, unauthorized, limited, queue_full, unavailable, error, disconnected.",
             labelnames=["route", "outcome"],
             registry=self.registry,
         )

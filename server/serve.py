@@ -14,6 +14,8 @@ import uvicorn
 
 from ostinato.engine.errors import EngineStoppedError, OstinatoError
 from ostinato.server.app import create_app
+from ostinato.server.connections import guarded_protocol
+from ostinato.server.http_headers import MAX_HEADER_BYTES
 
 if TYPE_CHECKING:
     from ostinato.engine.service import Service
@@ -87,6 +89,8 @@ class DrainingServer(uvicorn.Server):
                 log_level=settings.log_level,
                 lifespan="on",
                 ws="none",
+                http=guarded_protocol(settings.max_connections, settings.header_seconds, settings.body_seconds),
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + LAST_WORDS_SECONDS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,3 +27,10 @@ class ServerSettings:
     completion_max_tokens: int = 16  # of /v1/completions when the request names none, as with OpenAI
     chat_max_tokens: int = 1024  # of /v1/chat/completions when the request names none
     log_level: str = "info"
+    api_keys: str | None = None  # the file of API keys; None, and no `api_key`: every request is served
+    api_key: str | None = field(default=None, repr=False)  # a single one
+    open_metrics: bool = False  # /metrics needs no API key
+    cors_origins: tuple[str, ...] = ()  # web pages of these may call the server from browsers
+    max_connections: int = 1000
+    header_seconds: float = 20.0  # for a request's line and headers to arrive
+    body_seconds: float = 60.0  # between two pieces of a body

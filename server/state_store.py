@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ostinato.engine.blobs import open_blobs
 from ostinato.engine.errors import StateStoreError
+from ostinato.engine.owner_budget import LimitOf, no_limit
 from ostinato.engine.states import States
 from ostinato.engine.store import StateStore, Tier
 
@@ -20,12 +21,12 @@ logger = logging.getLogger(__name__)
 SWEEP_SECONDS = 60.0
 
 
-def open_states(service: Service, settings: ServerSettings) -> States | None:
+def open_states(service: Service, settings: ServerSettings, owner_limit: LimitOf = no_limit) -> States | None:
     """The states of the served model; None where none are kept. Raises StoreUnavailableError."""
     if not settings.state_store or service.snapshots is None:
         return None
     tiers = [Tier(open_blobs(place), budget_bytes=settings.state_store_bytes) for place in settings.state_store]
-    store = StateStore(tiers, compression="zstd" if settings.state_compression else None)
+    store = StateStore(tiers, compression="zstd" if settings.state_compression else None, owner_limit=owner_limit)
     return States(service.snapshots, store, settings.state_memory_bytes)
 
 

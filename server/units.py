@@ -1,10 +1,12 @@
-"""Sizes in bytes, as people write them."""
+"""Sizes in bytes and times in seconds, as people write them."""
 
 from __future__ import annotations
 
 import re
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE | re.ASCII)
+_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)", re.IGNORECASE | re.ASCII)
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -21,6 +23,19 @@ def parse_bytes(text: str) -> int:
     if size < 1:
         raise ValueError(f"{text!r} is less than one byte")
     return size
+
+
+def parse_seconds(text: str) -> float:
+    """`90s`, `15m`, `12h` and `30d`; a bare number is seconds.
+
+    Raises:
+        ValueError: not a time, or none at all.
+    """
+    match = _TIME.fullmatch(text.strip())
+    seconds = 0.0 if match is None else float(match[1]) * _SECONDS[match[2].lower()]
+    if seconds <= 0:
+        raise ValueError(f"{text!r} is not a time: write seconds, or for example 15m, 12h or 30d")
+    return seconds
 
 
 def format_bytes(size: int) -> str:
