@@ -167,7 +167,7 @@ async def test_a_single_key(tmp_path: Path) -> None:
     """Its states have one owner, whatever the key is."""
     store = (str(tmp_path),)
     made = []
-    for key in ("0123456789abcdef" * 2, "another key!" .replace(" ", "-") * 3):
+    for key in ("0123456789abcdef" * 2, "another key!".replace(" ", "-") * 3):
         async with serving(text_service(), api_key=key, state_store=store) as client:
             assert (await client.get("/v1/models")).status_code == 401
             made.append((await client.get("/v1/models", headers=bearer(key))).status_code)
