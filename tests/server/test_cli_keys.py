@@ -185,9 +185,14 @@ def test_two_at_once_lose_nothing(file: Path) -> None:
 def test_a_change_that_fails_leaves_the_file(file: Path) -> None:
     keys(file, "create", "alice")
     before = file.read_bytes()
-    with pytest.raises(RuntimeError), changing(file) as found:
-        found.clear()
-        raise RuntimeError
+
+    def fail() -> None:
+        with changing(file) as found:
+            found.clear()
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
     assert file.read_bytes() == before
 
 

@@ -1,4 +1,4 @@
-"""Two keys: neither sees the other's states, responses or prefix cache, and each keeps its own when it gets a new key."""
+"""Two keys: neither sees the other's states, responses or prefix cache, and a new key keeps what the old one had."""
 
 from __future__ import annotations
 
