@@ -82,7 +82,7 @@ class OwnerBudgets:
         with account.lock:
             self._check(owner, account, charges, limit)
             account.pending.update(charges)
-            account.writers.update(charges)
+            account.writers.update(charges.keys())  # a Counter adds up what a mapping has
         written = False
         try:
             yield
