@@ -49,6 +49,11 @@ class GuardedProtocol(H11Protocol):
         super().data_received(data)
         self._watch()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.trailing_data[0]:  # of a next request that was sent already; else the connection is idle
+            self._watch()
+
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn while it handles h11's error, which knows the better status."""
         status = getattr(sys.exception(), "error_status_hint", 400)
