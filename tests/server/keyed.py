@@ -51,6 +51,11 @@ class Tenants:
         self.write()
         return key
 
+    def limit(self, name: str, **limits: int) -> None:
+        """Sets other limits, and writes the file."""
+        self.entries[name] = self.entries[name].model_copy(update={"limits": KeyLimits(**limits)})
+        self.write()
+
     def remove(self, name: str) -> None:
         del self.entries[name]
         self.write()

@@ -139,10 +139,7 @@ async def test_state_bytes(tenants: Tenants, tmp_path: Path, stream: bool) -> No
     async with serving_keys(service, tenants, state_store=(str(tmp_path / "states"),)) as client:
         alice = tenants.bearer("alice")
         first = (await client.post("/v1/states", json={"prompt": [1]}, headers=alice)).json()
-        tenants.entries["alice"] = tenants.entries["alice"].model_copy(
-            update={"limits": {"state_bytes": int(1.5 * first["bytes"]) + RECORD_BYTES}}
-        )
-        tenants.write()
+        tenants.limit("alice", state_bytes=int(1.5 * first["bytes"]) + RECORD_BYTES)
         steps = service.stats().steps_total
         ask = {"prompt": [2], "store": True, **TOLD, "stream": stream}
         refused = await client.post("/v1/completions", json=ask, headers=alice)
