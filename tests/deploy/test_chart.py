@@ -27,6 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "existing claim": {"stateStore": {"folder": {"claim": "mine"}}, "podDisruptionBudget": {"maxUnavailable": "50%"}},
     "no store": {"stateStore": {"kind": "none"}, "podDisruptionBudget": {"enabled": False}},
     "gpu": {"gpus": 1, "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}], "model": "/models/a"},
+    "keys": {"apiKeysSecret": "ostinato-keys"},
     "all else": {
         "modelClaim": "weights",
         "options": ["--max-batch", "64", "--state-compression"],
@@ -191,6 +192,18 @@ def test_where_states_go() -> None:
     secret = environment(rendered(VARIANTS["secret"]))["OSTINATO_STATE_STORE"]["valueFrom"]["secretKeyRef"]
     assert secret == {"name": "store", "key": "url"}
     assert server(rendered(VARIANTS["secret"]))["envFrom"] == [{"secretRef": {"name": "aws"}}]
+
+
+def test_api_keys_are_where_the_server_looks_for_them() -> None:
+    """As a folder: Kubernetes turns its link when the Secret changes, and the server notices."""
+    objects = rendered({"apiKeysSecret": "ostinato-keys"})
+    (mount,) = [mount for mount in server(objects)["volumeMounts"] if mount["name"] == "keys"]
+    (volume,) = [volume for volume in pod(objects)["volumes"] if volume["name"] == "keys"]
+    assert volume["secret"] == {"secretName": "ostinato-keys"}
+    assert "subPath" not in mount
+    arguments = server(objects)["args"]
+    assert arguments[arguments.index("--api-keys") + 1] == f"{mount['mountPath']}/keys.json"
+    assert "--api-keys" not in server(rendered({}))["args"]
 
 
 def test_gpus_choose_the_image_and_the_limit() -> None:

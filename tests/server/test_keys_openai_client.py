@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -91,11 +90,3 @@ async def test_the_client_does_not_repeat_what_can_never_succeed(url: str, tenan
         with pytest.raises(openai.RateLimitError) as refused:
             await client.completions.create(model="tiny", prompt=[1, 2, 3], max_tokens=1)
         assert refused.value.response.headers["x-ratelimit-remaining-requests"] == "9"
-
-
-async def test_the_client_comes_again_when_it_was_told_to(url: str, tenants: Tenants) -> None:
-    """So quick a limit that the wait is the second that `retry-after` has at least."""
-    key = tenants.add("bob", requests_per_minute=60)
-    async with of(url, key, retries=5) as client:
-        texts = await asyncio.gather(*(text(client, 1) for _ in range(61)))
-    assert len(set(texts)) == 1
