@@ -78,10 +78,8 @@ class StateStore:
     ) -> StateRecord:
         """Stores a state; when this returns, it is durable in the last tier. The fields are those of `StateRecord`.
 
-        Where no `id` of its own is given, the hash of its content makes one.
-
-        A state that this owner has already keeps its record, with the labels of both, the later expiry, and pinned if
-        either is.
+        Where no `id` of its own is given, the hash of its content makes one. A state that this owner has already keeps
+        its record, with the labels of both, the later expiry, and pinned if either is.
 
         Raises:
             StoreFullError: it does not fit, and nothing was evicted for it.
