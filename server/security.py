@@ -8,13 +8,13 @@ import re
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from ostinato.server.api_keys import single_key
-from ostinato.server.auth import Authentication
+from ostinato.server.auth import PROBES, Authentication
 from ostinato.server.http_headers import HeaderGuard
 from ostinato.server.key_file import Keys
 from ostinato.server.meters import Meters
@@ -56,6 +56,7 @@ def secure(app: FastAPI, settings: ServerSettings, access: Access) -> None:
     """Adds the layers, the innermost first. A preflight request of a browser has no key, so CORS comes before keys."""
     if access.keys is not None:
         app.add_middleware(Authentication, keys=access.keys, meters=access.meters, open_metrics=settings.open_metrics)
+        _describe_keys(app)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -65,6 +66,22 @@ def secure(app: FastAPI, settings: ServerSettings, access: Access) -> None:
             expose_headers=EXPOSED,
         )
     app.add_middleware(HeaderGuard)
+
+
+def _describe_keys(app: FastAPI) -> None:
+    """Says in /openapi.json that every route but the probes wants a key."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:  # JSON
+        schema = describe()
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}]
+        for path in PROBES:
+            for operation in schema["paths"][path].values():
+                operation["security"] = []
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents
 
 
 def warn_if_open(listener: socket.socket, settings: ServerSettings) -> None:

@@ -85,6 +85,17 @@ async def test_every_route_but_the_probes_needs_a_key(client: httpx.AsyncClient,
         assert (await client.request(method, path)).status_code == expected, (method, path)
 
 
+async def test_the_description_says_which_routes_want_a_key(client: httpx.AsyncClient, tenants: Tenants) -> None:
+    for _ in range(2):
+        schema = (await client.get("/openapi.json", headers=tenants.bearer("alice"))).json()
+    assert schema["components"]["securitySchemes"]["key"] == {"type": "http", "scheme": "bearer"}
+    assert schema["security"] == [{"key": []}]
+    without = {path for path, methods in schema["paths"].items() if methods.get("get", {}).get("security") == []}
+    assert without == {"/health", "/ready"}
+    async with serving(text_service()) as keyless:
+        assert "security" not in (await keyless.get("/openapi.json")).json()
+
+
 async def test_metrics_need_a_key_that_may_read_them(tenants: Tenants) -> None:
     tenants.add("prometheus", metrics=True)
     async with serving_keys(text_service(), tenants) as client:
