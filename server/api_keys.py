@@ -140,8 +140,9 @@ class KeyRing:
     """Finds who a key belongs to. Immutable, so safe to share between threads."""
 
     def __init__(self, keys: Iterable[ApiKey]) -> None:
-        self.by_owner = {key.owner: key for key in keys}
-        self._secrets = {secret.sha256: (key, secret) for key in self.by_owner.values() for secret in key.secrets}
+        found = tuple(keys)
+        self.by_owner = {key.owner: key for key in found}
+        self._secrets = {secret.sha256: (key, secret) for key in found for secret in key.secrets}
 
     def find(self, presented: str) -> tuple[ApiKey, Secret] | None:
         """None for an unknown key; an expired one is found.

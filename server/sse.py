@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ostinato.engine.errors import OstinatoError
-from ostinato.server.errors import ClientDisconnectedError, describe
+from ostinato.server.errors import ClientDisconnectedError, describe, note_outcome
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class SseResponse(Response):
             if not isinstance(error, OstinatoError):
                 logger.exception("a stream ended early")
             scope["state"]["outcome"] = "error"
+            note_outcome(scope, error)
             yield self.error_frame(error)
 
     def frame(self, chunk: BaseModel) -> bytes:
