@@ -18,7 +18,7 @@ METRICS: Described = {
 
 
 def ops_router(context: Context) -> APIRouter:
-    router = APIRouter(responses=refusals(404, 503))
+    router = APIRouter(responses=refusals(403, 404, 503))
 
     @router.get("/v1/models")
     async def list_models() -> ModelList:

@@ -168,7 +168,7 @@ async def test_the_api_describes_itself(client: httpx.AsyncClient) -> None:
     schemas = document["components"]["schemas"]
     assert "temperature" in schemas["CompletionRequest"]["properties"]
     answers = document["paths"]["/v1/completions"]["post"]["responses"]
-    assert set(answers) == set("200 400 404 405 409 410 413 415 429 500 503 507".split())
+    assert set(answers) == set("200 400 401 404 405 409 410 413 415 429 431 500 503 507".split())
     assert set(answers["200"]["content"]) == {"application/json", "text/event-stream"}
     assert answers["410"]["description"] == "state_damaged"
     assert set(schemas["ErrorObject"]["properties"]) == {"message", "type", "param", "code"}
