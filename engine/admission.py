@@ -27,7 +27,8 @@ class Continuation:
     start, parent: the snapshot that it goes on from, and its id. keep: what is to be stored; its `before` and `encode`
     are filled in here. scope: whose prefix cache it may use and fill; None: nobody's. checkpoints: lengths of the log,
     within the prompt, at which a state is to be kept as well; stops: of each prompt, further ones for the prefix cache
-    alone. initial: the memory before the first token, where there is no snapshot.
+    alone. initial: the memory before the first token, where there is no snapshot. region: how many of the first tokens
+    are the encoder region, where it is not what the model makes of the prompt: of a state that is read once more.
     """
 
     start: Snapshot | None = None
@@ -37,6 +38,7 @@ class Continuation:
     checkpoints: frozenset[int] = frozenset()
     initial: InitialState | None = None
     stops: Items[frozenset[int]] = ()
+    region: int = 0
 
 
 FRESH = Continuation()
@@ -52,19 +54,22 @@ def make_sequences(
     vocab_size: int,
     tokenizer: Tokenizer | None,
     states: Continuation = FRESH,
+    encoder_length: int = 0,
 ) -> list[Sequence]:
     """n sequences for every prompt; `index` is prompt number * n + choice number.
 
     All share one seed, the request's or a random one: choices differ by their index. The first of the n reads the
     prompt; the others start from the state at its end, unless every choice is to score the prompt. With a snapshot to
-    go on from, an empty prompt goes on with its answer.
+    go on from, an empty prompt goes on with its answer. encoder_length: of the model, see `StateSpec`.
 
     Raises:
         RequestError: a prompt is empty, or a token id is not in the vocabulary, or a penalty needs a log that is not
-            known.
+            known, or a checkpoint lies inside of the encoder region.
         TextNeedsTokenizerError: there are stop strings, but no tokenizer.
     """
     _check(prompts, params, n, vocab_size, tokenizer, states.start)
+    if states.start is None:
+        _check_checkpoints(states.checkpoints, min(encoder_length, max(map(len, prompts))))
     seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
     made = []
     for number, prompt in enumerate(prompts):
@@ -107,6 +112,7 @@ def _sequence(
         keep=states.keep,
         checkpoints=states.checkpoints,
         stops=set(stops),
+        region=states.region,
     )
     if sequence.keep is not None:
         encode = None if tokenizer is None else partial(tokenizer.encode, add_special_tokens=False, continues=True)
@@ -138,8 +144,19 @@ def _from_snapshot(sequence: Sequence, start: Snapshot) -> Sequence:
         output_counts=dict(resumed.counts),
         scope=None if known is None else _scope(sequence.scope, start.initial),
         initial_digest=start.initial,
+        region=start.region,
         keep=None if keep is None else replace(keep, before=start.log if known is None else None),
     )
+
+
+def _check_checkpoints(checkpoints: frozenset[int], region: int) -> None:
+    inside = min(checkpoints, default=region)
+    if inside < region:
+        raise RequestError(
+            f"no state can be kept after {inside} tokens: the first {region} tokens of this prompt are read at once "
+            "(the model's encoder region), so there is no state inside of them",
+            "checkpoints",
+        )
 
 
 def _check(

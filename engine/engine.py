@@ -53,7 +53,7 @@ class Engine:
         cache: PrefixCache | None = None,
     ) -> None:
         self.scheduler = scheduler
-        self.keeper = Keeper(runner, PrefixCache(0) if cache is None else cache)
+        self.keeper = Keeper(runner, PrefixCache(0) if cache is None else cache, scheduler.encoder_length)
         self._runner = runner
         self._sampler = sampler
         self._eos_token_ids = eos_token_ids

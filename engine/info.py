@@ -10,7 +10,8 @@ class ModelInfo:
     """What is served, and what it costs. Sizes in bytes; parameters as in `ostinato.models.base.Model`.
 
     batch_invariant: a token has the same bits whatever its batch and its split. attention_window: tokens that layers of
-    full attention hold, up to which they are exact; None for models without such layers.
+    full attention hold, up to which they are exact; None for models without such layers. encoder_length: see
+    `ostinato.models.base.StateSpec`.
     """
 
     model: str
@@ -27,6 +28,7 @@ class ModelInfo:
     batch_invariant: bool
     attention_window: int | None
     eos_token_ids: frozenset[int]
+    encoder_length: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,10 +78,15 @@ class KeeperStats:
 
 
 class Keeper:
-    """Puts states into slots when sequences begin, and keeps them when they have got somewhere."""
+    """Puts states into slots when sequences begin, and keeps them when they have got somewhere.
 
-    def __init__(self, runner: StateRunner, cache: PrefixCache) -> None:
+    encoder_length: of the model, see `StateSpec`. A state whose region is shorter is never found by its tokens: another
+    prompt that begins with them has a longer region, and another state after them.
+    """
+
+    def __init__(self, runner: StateRunner, cache: PrefixCache, encoder_length: int = 0) -> None:
         self.cache = cache
+        self._encoder_length = encoder_length
         self.stats = KeeperStats()
         self._runner = runner
 
@@ -157,7 +162,7 @@ class Keeper:
             if match.branch is not None:
                 sequence.stops.add(match.branch)
         elif sequence.origin is None:
-            sequence.reuse = Reuse.SCORED if caches else Reuse.OFF
+            sequence.reuse = Reuse.SCORED if caches else self._why_not(sequence)
         if sequence.origin is None and sequence.initial is not None:
             sequence.origin = sequence.initial
         origin = sequence.origin
@@ -173,7 +178,13 @@ class Keeper:
             sequence.stops.add(sequence.prompt_end)  # where it ends as well
 
     def _may_cache(self, sequence: Sequence) -> bool:
+        return self._has_cache(sequence) and sequence.region >= self._encoder_length
+
+    def _has_cache(self, sequence: Sequence) -> bool:
         return self.cache.budget > 0 and sequence.scope is not None and sequence.base == 0
+
+    def _why_not(self, sequence: Sequence) -> Reuse:
+        return Reuse.REGION if self._has_cache(sequence) else Reuse.OFF
 
     def _cache(self, sequence: Sequence, state: State | None, row: Tensor | None) -> None:
         """Puts a state, or the slot as it is, into the prefix cache."""
@@ -230,4 +241,5 @@ def _snapshot(sequence: Sequence, state: State, log: tuple[int, ...], generation
         seed=sequence.seed if answers and sequence.params.temperature > 0.0 else None,
         open_turn=keep.open_turn,
         initial=sequence.initial_digest,
+        region=sequence.region,
     )

@@ -90,8 +90,9 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
         batch_invariant=_batch_invariant(config, model, device),
         attention_window=checkpoint.held_window,
         eos_token_ids=eos,
+        encoder_length=model.state_spec.encoder_length,
     )
-    scheduler = Scheduler(info.slots, config.max_step_tokens, config.max_queue)
+    scheduler = Scheduler(info.slots, config.max_step_tokens, config.max_queue, info.encoder_length)
     runner = _runner(config, model, info.slots, device)
     fingerprint = Fingerprint(
         weights=weights,

@@ -91,7 +91,8 @@ class Runner:
         tokens = [token for chunk in plan.chunks for token in chunk.sequence.unread_tokens(chunk.length)]
         if self._decode is not None and _only_decodes(plan):
             return self._decode.forward(tokens, slots)
-        batch = Packed.of(slots, [chunk.length for chunk in plan.chunks], device=self._device)
+        begins = [i for i, chunk in enumerate(plan.chunks) if chunk.sequence.reads_region]
+        batch = Packed.of(slots, [chunk.length for chunk in plan.chunks], device=self._device, begins=begins)
         return self._model.forward(torch.tensor(tokens, device=self._device), batch, self._pool.tensors)
 
     def _no_logits(self, plan: StepPlan) -> Tensor:
@@ -111,7 +112,12 @@ class Runner:
 
 
 def _only_decodes(plan: StepPlan) -> bool:
-    return all(chunk.length == 1 and chunk.samples and not chunk.scores_prompt for chunk in plan.chunks)
+    return all(map(_decodes, plan.chunks))
+
+
+def _decodes(chunk: Chunk) -> bool:
+    """Whether it is a plain step: a prompt of one token may be an encoder region."""
+    return chunk.length == 1 and chunk.samples and not chunk.scores_prompt and not chunk.sequence.reads_region
 
 
 def _wanted_rows(chunk: Chunk, start: int) -> range:

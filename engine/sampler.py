@@ -164,15 +164,18 @@ def token_logprobs(row: Tensor, token_id: int, count: int) -> TokenLogprobs:
 def score_prompt(rows: Tensor, chunk: Chunk) -> tuple[TokenLogprobs | None, ...]:
     """Scores of the prompt tokens that a chunk's logits predict; None for the first token of a text.
 
-    rows: [length, V]; row i was computed from the log up to and including token num_read + i.
+    rows: [length, V]; row i was computed from the log up to and including token num_read + i. In an encoder region all
+    rows have seen all of it: its tokens are not predicted, and have None.
     """
     sequence = chunk.sequence
     start, prompt = sequence.num_read - sequence.base, sequence.prompt
     count = sequence.params.prompt_logprobs or 0
-    predicted = prompt[start + 1 : start + 1 + chunk.length]
-    scores = [token_logprobs(row, token_id, count) for row, token_id in zip(rows, predicted, strict=False)]
-    if sequence.num_read == 0:
-        return (None, *scores)
+    unpredicted = max(1, sequence.region) if sequence.num_read == 0 else 0
+    first = max(1, unpredicted)
+    predicted = prompt[start + first : start + 1 + chunk.length]
+    scores = [token_logprobs(row, token_id, count) for row, token_id in zip(rows[first - 1 :], predicted, strict=False)]
+    if unpredicted:
+        return (*[None] * unpredicted, *scores)
     if sequence.origin is None or sequence.origin.logits is None:
         return tuple(scores)
     return (token_logprobs(sequence.origin.logits, prompt[start], count), *scores)  # the state predicted the first one

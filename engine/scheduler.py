@@ -6,6 +6,8 @@
 - A step reads one token for every sequence that decodes, and fills the rest of its token budget with chunks of
   prompts, in order of admission. Decoding is thus never delayed by more than one budget of prompt tokens.
 - A chunk ends where a state is to be kept.
+- An encoder region (see `StateSpec.encoder_length`) is one chunk, whatever the budget: a step may read one of them beyond
+  its budget, and no more. A prompt shorter than that costs as much, since the model pads it.
 """
 
 import bisect
@@ -32,13 +34,15 @@ class Scheduler:
         num_slots: sequences that run at once.
         max_step_tokens: token budget of a step; larger than num_slots, so that prompts always advance.
         max_queue: sequences that may wait beyond the free slots.
+        encoder_length: of the model, see `StateSpec`.
     """
 
-    def __init__(self, num_slots: int, max_step_tokens: int, max_queue: int) -> None:
+    def __init__(self, num_slots: int, max_step_tokens: int, max_queue: int, encoder_length: int = 0) -> None:
         if max_step_tokens <= num_slots:
             raise ValueError(f"a budget of {max_step_tokens} tokens starves prompts behind {num_slots} slots")
         self.num_slots = num_slots
         self.max_queue = max_queue
+        self.encoder_length = encoder_length
         self._budget = max_step_tokens
         self._free = list(range(num_slots - 1, -1, -1))  # a stack: the slot used last is the one in cache
         self._waiting: list[Sequence] = []  # sorted by urgency
@@ -81,6 +85,8 @@ class Scheduler:
         for sequence in sequences:
             self._arrived += 1
             self._arrivals[sequence.id] = self._arrived
+            if sequence.origin is None and not sequence.region:
+                sequence.region = min(self.encoder_length, sequence.prompt_end)
             self._wait(sequence)
 
     def admit(self) -> Moves:
@@ -146,6 +152,7 @@ class Scheduler:
     def _prompt_chunks(self, budget: int) -> Iterable[Chunk]:
         for sequence in self._running.values():
             if sequence.in_prefill and budget > 0:
-                length = min(budget, sequence.next_stop() - sequence.num_read)
-                budget -= length
+                whole = sequence.next_stop() - sequence.num_read
+                length = whole if sequence.reads_region else min(budget, whole)
+                budget -= self.encoder_length if sequence.reads_region else length
                 yield Chunk.of(sequence, length)

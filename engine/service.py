@@ -122,6 +122,7 @@ class Service:
             vocab_size=self.info.vocab_size,
             tokenizer=self.tokenizer,
             states=states,
+            encoder_length=self.info.encoder_length,
         )
         if any(sequence.id in self._streams for sequence in sequences):
             raise ValueError(f"a request with the id {request_id!r} is still in progress")

@@ -67,7 +67,7 @@ class SnapshotFormat:
         if snapshot.log.tokens is not None:
             tensors["tokens"] = torch.tensor(snapshot.log.tokens, dtype=torch.int32)
         header = self._header(snapshot, lossy=lossy)
-        return save(tensors, {METADATA: json.dumps(header.model_dump(), sort_keys=True, separators=(",", ":"))})
+        return save(tensors, {METADATA: json.dumps(header.model_dump(exclude_defaults=True), sort_keys=True, separators=(",", ":"))})
 
     def decode(self, data: bytes) -> Snapshot:
         """The snapshot in a file, which may be anybody's upload.
@@ -79,6 +79,7 @@ class SnapshotFormat:
         """
         header, tensors = read_header(data), _read_tensors(data)
         self._check_fingerprint(header.fingerprint)
+        self._check_region(header)
         logits = _take(tensors, "logits", (self.vocab_size,), torch.float32)
         log = self._read_log(header, tensors)
         state = {
@@ -98,6 +99,7 @@ class SnapshotFormat:
             seed=header.seed,
             open_turn=header.open_turn,
             initial=header.initial,
+            region=header.region,
         )
 
     def _header(self, snapshot: Snapshot, *, lossy: bool) -> Header:
@@ -123,6 +125,7 @@ class SnapshotFormat:
             open_turn=snapshot.open_turn,
             initial=snapshot.initial,
             lossy="int8" if lossy else None,
+            region=snapshot.region,
         )
 
     def _check_fingerprint(self, found: Fingerprint) -> None:
@@ -136,6 +139,14 @@ class SnapshotFormat:
             raise OtherDTypeError(
                 f"the state was computed in {found.dtype} with a state in {found.state_dtype}, but {own.dtype} with "
                 f"{own.state_dtype} is served; start the server with --dtype {found.dtype} to go on from it"
+            )
+
+    def _check_region(self, header: Header) -> None:
+        length = self.spec.encoder_length
+        if not min(length, 1) <= header.region <= min(length, header.tokens):
+            raise SnapshotFormatError(
+                f"the snapshot names an encoder region of {header.region} tokens; the model's has up to {length}, "
+                f"and the snapshot has read {header.tokens}"
             )
 
     def _read_log(self, header: Header, tensors: dict[str, Tensor]) -> TokenLog:

@@ -51,7 +51,7 @@ class Header(_Strict):
 
     tokens, digest: of the token log, see `TokenLog`. fingerprint, and model in one word: of who made it. counts: of
     the answer's tokens, for a private log whose request had penalties on them. params: the request's sampling
-    parameters.
+    parameters. region: see `Snapshot`; left out where it is 0.
     """
 
     format: Literal[1]
@@ -67,6 +67,7 @@ class Header(_Strict):
     open_turn: bool
     initial: Hash | None
     lossy: Literal["int8"] | None
+    region: Count = 0
 
 
 def read_header(data: bytes) -> Header:

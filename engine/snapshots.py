@@ -46,7 +46,7 @@ class Snapshot:
     state: with logits; it has read `log`. generation: how far the answer at the log's end has come. parent: id of the
     stored state that it went on from. params, seed: with which it was made. open_turn: the log ends inside of the
     assistant's turn, which the next message of a conversation has to close. initial: digest of the tuned initial state
-    that the log began with, if there was one.
+    that the log began with, if there was one. region: tokens of the encoder region that the log began with.
     """
 
     state: State
@@ -57,3 +57,4 @@ class Snapshot:
     seed: int | None = None
     open_turn: bool = False
     initial: str | None = None
+    region: int = 0

@@ -40,7 +40,7 @@ class Rewind:
     """How to get to an earlier point: start from a stored state, or from nothing, and read these tokens.
 
     initial: the digest of the initial state that stands for nothing, if it was a tuned one. open_turn: it ends inside
-    of the assistant's turn.
+    of the assistant's turn. region: how many of the first tokens were read at once (see `Snapshot`).
     """
 
     parent: StateRecord | None
@@ -48,6 +48,7 @@ class Rewind:
     tokens: tuple[int, ...]
     initial: str | None = None
     open_turn: bool = False
+    region: int = 0
 
 
 class States:
@@ -118,7 +119,8 @@ class States:
         """How to get back to where a state had read only its first `tokens` tokens.
 
         Raises:
-            RequestError: it has not read so many, or its token log is private and no ancestor stands exactly there.
+            RequestError: it has not read so many, or they end inside of its encoder region, or its token log is
+                private and no ancestor stands exactly there.
         """
         own = self.store.record(owner, state_id)
         if not 0 < tokens <= own.tokens:
@@ -128,6 +130,12 @@ class States:
         if nearest is not None and nearest.tokens == tokens:
             return Rewind(nearest, start, ())
         whole = self.load(owner, state_id)
+        if tokens < whole.region:
+            raise RequestError(
+                f"the first {whole.region} tokens of the state were read at once (its encoder region): "
+                "there was no state inside of them to go back to",
+                "tokens",
+            )
         log = whole.log.tokens
         if log is None:
             raise RequestError(
@@ -135,7 +143,7 @@ class States:
             )
         known = 0 if nearest is None else nearest.tokens
         inside = whole.open_turn and tokens > whole.log.length - whole.generation.tokens
-        return Rewind(nearest, start, log[known:tokens], whole.initial, open_turn=inside)
+        return Rewind(nearest, start, log[known:tokens], whole.initial, open_turn=inside, region=whole.region)
 
     def mark(self, owner: str, state_id: str, name: str) -> StateRecord:
         """The nearest state with this mark: the state itself or an ancestor. Raises RequestError: there is none."""

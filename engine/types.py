@@ -63,6 +63,7 @@ class Reuse(enum.StrEnum):
     FORK = "fork"  # another choice of the same request had read it
     HIT = "hit"  # the prefix cache held a state of all of it or of a part
     MISS = "miss"  # no such state there
+    REGION = "encoder_region"  # the prompt is shorter than the model's encoder region: nothing shorter has its state
     OFF = "off"  # there is no prefix cache, or the request asked for none
     SCORED = "prompt_logprobs"  # every token has to be read to be scored
 
@@ -90,6 +91,7 @@ class Sequence:
     finish_reason: FinishReason | None = None
     prompt_ids: frozenset[int] = frozenset()  # only with a repetition penalty, which needs them in every step
     base: int = 0
+    region: int = 0  # first tokens of the log that were or will be read at once, see `StateSpec.encoder_length`
     origin: State | None = None  # what its slot starts from: a stored, cached, forked or parked state
     initial: State | None = None  # its memory before the first token, if that is not empty
     initial_digest: str | None = None  # of that
@@ -129,6 +131,11 @@ class Sequence:
         return self.closing is not None or self.num_read < self.prompt_end
 
     @property
+    def reads_region(self) -> bool:
+        """Whether its next chunk is its encoder region, with which it begins."""
+        return self.num_read < self.region
+
+    @property
     def num_generated(self) -> int:
         """Tokens of the answer, with those of the answer that it goes on with."""
         return self.resumed.tokens + len(self.output)
@@ -152,7 +159,12 @@ class Sequence:
         self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
 
     def next_stop(self) -> int:
-        """How far the next chunk may read: to the end of the log, or to where the state is to be kept before."""
+        """How far the next chunk may read: to the end of the log, or to where the state is to be kept before.
+
+        To the end of the encoder region it has to.
+        """
+        if self.reads_region:
+            return self.region
         return min((stop for stop in self.stops if stop > self.num_read), default=self.num_tokens)
 
 

@@ -19,13 +19,15 @@ class Packed:
     """Where the tokens of one forward pass belong.
 
     src, dst: [B] int32 slots; starts: [B + 1] int32, cumulative lengths from 0 to T; longest: the longest sequence's
-    length, known on the host so that an accelerator need not be asked.
+    length, known on the host so that an accelerator need not be asked. begins: which of the sequences begin with these
+    tokens, for models that read the first tokens of a prompt at once; none of these is padding.
     """
 
     src: Tensor
     dst: Tensor
     starts: Tensor
     longest: int
+    begins: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -35,6 +37,7 @@ class Packed:
         *,
         dst: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
+        begins: Sequence[int] = (),
     ) -> "Packed":
         """Packs sequences of `lengths` tokens; `dst` is `src` unless it is given."""
 
@@ -42,7 +45,8 @@ class Packed:
             return torch.tensor(values, dtype=torch.int32, device=device)
 
         starts = [0, *accumulate(lengths)]
-        return cls(int32(src), int32(src if dst is None else dst), int32(starts), max(lengths, default=0))
+        into = src if dst is None else dst
+        return cls(int32(src), int32(into), int32(starts), max(lengths, default=0), tuple(begins))
 
     def check(self, tokens: int) -> None:
         """Checks dtypes and shapes (not values, which would stall an accelerator). Raises TypeError, ValueError."""

@@ -14,8 +14,10 @@ from ostinato.models.errors import CheckpointError, UnsupportedModelError
 
 _STATE_SPACES_KEYS = frozenset({"d_model", "n_layer", "ssm_cfg"})
 _BASED_KEYS = frozenset({"n_embd", "n_layer", "mixer"})
+PREFIX_ATTENTION = "PrefixLinearAttention"  # the class that makes a model in BASED's form JRT-RNN
 _DESCRIPTIONS = {
     "based": "BASED in its authors' layout",
+    "jrt": "JRT-RNN in its authors' layout",
     "mamba_ssm": "Mamba in the original state-spaces layout",
     "mamba2_ssm": "Mamba-2 in the original state-spaces layout",
 }
@@ -154,7 +156,7 @@ def _declared_name(config: Mapping[str, Any], config_file: Path) -> str:
             )
         return "mamba_ssm" if layer == "Mamba1" else "mamba2_ssm"
     if _is_hydra(config):
-        return "based"
+        return "jrt" if any(name == PREFIX_ATTENTION for name in _classes(config)) else "based"
     model_type = config.get("model_type")
     hint = f" (model_type {model_type!r} alone does not decide it)" if model_type else ""
     if config.get("auto_map"):
@@ -165,6 +167,12 @@ def _declared_name(config: Mapping[str, Any], config_file: Path) -> str:
 def _is_hydra(config: Mapping[str, Any]) -> bool:
     """BASED's form, which its kin share: layers by the name of the class to instantiate."""
     return config.keys() >= _BASED_KEYS and isinstance(config["mixer"], dict) and "_target_" in config["mixer"]
+
+
+def _classes(config: Mapping[str, Any]) -> list[str]:
+    """Of the layers in BASED's form, without the modules that they are in."""
+    sections = [config.get(name) for name in ("mixer", "alt_mixer", "alt_mixer_2")]
+    return [str(each.get("_target_")).rpartition(".")[2] for each in sections if isinstance(each, dict)]
 
 
 def _quantization_method(quantization: object) -> str:

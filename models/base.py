@@ -28,9 +28,16 @@ class StateTensor:
 
 @dataclass(frozen=True, slots=True)
 class StateSpec:
-    """All memory of one sequence. The state pool holds each tensor as [layers, slots, *shape]."""
+    """All memory of one sequence. The state pool holds each tensor as [layers, slots, *shape].
+
+    encoder_length: tokens of the encoder region, 0 where there is none. So many tokens at the beginning of a prompt, or
+    all of a shorter one, are read at once, since each of them sees those behind it. There is no state inside of the
+    region, and a state goes back to its region's end: where that is less than `encoder_length`, a longer prompt that
+    begins with the same tokens would have given another one.
+    """
 
     tensors: tuple[StateTensor, ...]
+    encoder_length: int = 0
 
     @property
     def bytes_per_state(self) -> int:
@@ -63,7 +70,8 @@ class Model(Protocol):
     def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
         """Reads tokens: advances the states in place and returns the hidden vectors after the final norm.
 
-        tokens: [T] int64, packed as `batch` says. Returns [T, hidden] in `dtype`.
+        tokens: [T] int64, packed as `batch` says; of a sequence that begins, where the model has an encoder region, at
+        least the whole region. Returns [T, hidden] in `dtype`.
         """
         ...
 

@@ -3,8 +3,9 @@
 Its configuration has neither an architecture nor a fixed form: `based_config` reads the published ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -43,22 +44,26 @@ class TaylorAttention:
     inputs: Linear
     output: Linear
 
-    def __call__(self, u: Tensor, batch: Packed, state: Tensor, residual: Tensor) -> Tensor:
+    def __call__(
+        self, u: Tensor, batch: Packed, state: Tensor, residual: Tensor, *, keyless: Tensor | None = None
+    ) -> Tensor:
         """u: [T, hidden]; state: [slots, heads, value + 1, features]; residual: [T, hidden] fp32.
 
-        Returns residual and output together: [T, hidden] fp32.
+        keyless: [T, 1] bool, tokens whose key is zero. Returns residual and output together: [T, hidden] fp32.
         """
-        s = self.sizes
-        q, k, v = self.inputs(u).split(s.joined, dim=-1)
-        v = v.unflatten(-1, (s.heads, s.value))
-        sums = recurrence(
-            taylor_features(q.unflatten(-1, (s.heads, s.width))),
-            taylor_features(k.unflatten(-1, (s.heads, s.width))),
-            torch.cat([v, torch.ones_like(v[..., :1])], dim=-1),
-            state,
-            batch,
-        )
+        q, k, v = self.inputs(u).split(self.sizes.joined, dim=-1)
+        sums = recurrence(self.features(q), self.features(k, keyless), self.with_ones(v), state, batch)
         return self.output((sums[..., :-1] / (sums[..., -1:] + DENOMINATOR_EPS)).flatten(1), residual)
+
+    def features(self, x: Tensor, zero: Tensor | None = None) -> Tensor:
+        """phi of queries or keys [T, heads * width], those of `zero` [T, 1] zero before it: [T, heads, features]."""
+        x = x if zero is None else x.masked_fill(zero, 0.0)
+        return taylor_features(x.unflatten(-1, (self.sizes.heads, self.sizes.width)))
+
+    def with_ones(self, v: Tensor) -> Tensor:
+        """Values [T, heads * value] and the denominator's: [T, heads, value + 1]."""
+        v = v.unflatten(-1, (self.sizes.heads, self.sizes.value))
+        return torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +84,27 @@ class GatedConv:
         return self.output(causal_conv(x, self.weight, self.bias, tail, batch) * gate, residual)
 
 
-Mixer = TaylorAttention | WindowAttention | GatedConv
+class OneTensorMixer(Protocol):
+    """A mixer whose state is one tensor, called as TaylorAttention and GatedConv are."""
+
+    def __call__(self, u: Tensor, batch: Packed, state: Tensor, residual: Tensor) -> Tensor: ...
 
 
-def _read_mixer(read: WeightReader, name: str, kind: Kind, c: BasedConfig) -> Mixer:
+Mixer = OneTensorMixer | WindowAttention
+LinearReader = Callable[[WeightReader, str, LinearSizes, int], OneTensorMixer]
+"""Reads a layer of linear attention: weights, name, sizes, hidden size."""
+
+
+def read_taylor(read: WeightReader, name: str, sizes: LinearSizes, hidden: int) -> TaylorAttention:
+    """The layer of that name. Raises CheckpointError."""
+    parts = zip(("proj_q", "proj_k", "proj_v"), sizes.joined, strict=True)
+    inputs = read.joined([(f"{name}.{part}.weight", size) for part, size in parts], hidden)
+    return TaylorAttention(sizes, inputs, read.linear(f"{name}.out_proj.weight", hidden, sizes.heads * sizes.value))
+
+
+def _read_mixer(read: WeightReader, name: str, kind: Kind, c: BasedConfig, read_linear: LinearReader) -> Mixer:
     if kind == "linear" and c.linear is not None:
-        parts = zip(("proj_q", "proj_k", "proj_v"), c.linear.joined, strict=True)
-        inputs = read.joined([(f"{name}.{part}.weight", size) for part, size in parts], c.hidden)
-        output = read.linear(f"{name}.out_proj.weight", c.hidden, c.linear.heads * c.linear.value)
-        return TaylorAttention(c.linear, inputs, output)
+        return read_linear(read, name, c.linear, c.hidden)
     if kind == "window" and c.window is not None:
         qkv = read.linear(f"{name}.Wqkv.weight", sum(c.window.joined), c.hidden)
         return WindowAttention(c.window, qkv, read.linear(f"{name}.out_proj.weight", c.hidden, c.window.joined[0]))
@@ -130,14 +147,14 @@ class BasedBlock:
         return self.mlp(self.mlp_norm(x, dtype), x)
 
 
-def _read_block(read: WeightReader, layer: int, c: BasedConfig) -> BasedBlock:
+def _read_block(read: WeightReader, layer: int, c: BasedConfig, read_linear: LinearReader) -> BasedBlock:
     name, kind = f"transformer.layers.{layer}", c.kinds[layer]
     gate_up = read.linear(f"{name}.mlp.fc1.weight", 2 * c.mlp, c.hidden)
     return BasedBlock(
         kind=kind,
         place=c.kinds[:layer].count(kind),
         mixer_norm=RMSNorm(read.tensor(f"{name}.norm1.weight", c.hidden), c.norm_eps),
-        mixer=_read_mixer(read, f"{name}.mixer", kind, c),
+        mixer=_read_mixer(read, f"{name}.mixer", kind, c, read_linear),
         mlp_norm=RMSNorm(read.tensor(f"{name}.norm2.weight", c.hidden), c.norm_eps),
         mlp=GatedMLP(gate_up, read.linear(f"{name}.mlp.fc2.weight", c.hidden, c.mlp)),
     )
@@ -176,15 +193,23 @@ class Based:
 
     family = "BASED"
 
-    def __init__(self, checkpoint: Checkpoint, config: BasedConfig, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: BasedConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        read_linear: LinearReader = read_taylor,
+    ) -> None:
+        checkpoint.drop(*(name for name in checkpoint.names if "metrics" in name))  # counters of the training run
         c, read = config, WeightReader(PublishedNames(checkpoint), device, dtype)
         self.architecture = checkpoint.architecture
         self.vocab_size, self.dtype = c.vocab_size, dtype
-        self.state_spec = StateSpec(tuple(_state_tensors(c, dtype)))
+        self.state_spec = StateSpec(tuple(_state_tensors(c, dtype)), c.encoder_length)
         self._embedding = Embedding(
             read.matrix("transformer.embeddings.word_embeddings.weight", c.vocab_rows, c.hidden)
         )
-        self._blocks = [_read_block(read, layer, c) for layer in range(len(c.kinds))]
+        self._blocks = [_read_block(read, layer, c, read_linear) for layer in range(len(c.kinds))]
         self._norm = RMSNorm(read.tensor("transformer.ln_f.weight", c.hidden), c.norm_eps)
         self._head = read.head("lm_head.weight", c.vocab_rows, c.hidden, self._embedding, tied=True)
         self._rotary = Rotary(c.rotary_width, c.rotary_base, device) if c.rotary_width else None
@@ -216,6 +241,5 @@ def _state_tensors(c: BasedConfig, dtype: torch.dtype) -> Iterator[StateTensor]:
 
 
 def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Based:
-    """The authors' published files, which hold counters of the training run, too."""
-    checkpoint.drop(*(name for name in checkpoint.names if "metrics" in name))
+    """The authors' published files."""
     return Based(checkpoint, read_config(checkpoint), device, dtype)

@@ -10,20 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ostinato.models.architecture import PREFIX_ATTENTION
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
 from ostinato.models.errors import CheckpointError, UnsupportedModelError
 from ostinato.models.window import WindowSizes
 
 Kind = Literal["conv", "linear", "window"]
-_KINDS: dict[str, Kind] = {"BaseConv": "conv", "LinearAttention": "linear", "SlidingAttention": "window"}
+_KINDS: dict[str, Kind] = {
+    "BaseConv": "conv",
+    "LinearAttention": "linear",
+    PREFIX_ATTENTION: "linear",
+    "SlidingAttention": "window",
+}
 # Arguments that say nothing about the mathematics, or are read below. Any other is refused, unless it is off.
-_ARGUMENTS: dict[Kind, frozenset[str]] = {
-    "conv": frozenset({"expand_proj", "kernel_size", "kernel_sizes", "use_bias", "l_max", "use_cuda"}),
-    "linear": frozenset(
-        {"feature_dim", "feature_map", "head_dim", "num_heads", "l_max", "eps", "parallel_implementation"}
-    ),
-    "window": frozenset({"causal", "num_heads", "window_size", "use_flash_attn"}),
+_LINEAR = frozenset({"feature_dim", "num_heads", "l_max", "eps"})
+_ARGUMENTS = {
+    "BaseConv": frozenset({"expand_proj", "kernel_size", "kernel_sizes", "use_bias", "l_max", "use_cuda"}),
+    "LinearAttention": _LINEAR | {"feature_map", "head_dim", "parallel_implementation"},
+    PREFIX_ATTENTION: _LINEAR
+    | {"feature_name", "enc_length", "dec_length", "use_mask", "implementation", "num_key_value_heads"},
+    "SlidingAttention": frozenset({"causal", "num_heads", "window_size", "use_flash_attn", "use_mask"}),
 }
 
 
@@ -58,7 +65,10 @@ class LinearSizes:
 
 @dataclass(frozen=True, slots=True)
 class BasedConfig:
-    """kinds: of every layer; conv, linear, window: sizes of the layers of that kind, None where there are none."""
+    """kinds: of every layer; conv, linear, window: sizes of the layers of that kind, None where there are none.
+
+    encoder_length: see StateSpec.
+    """
 
     kinds: tuple[Kind, ...]
     conv: ConvSizes | None
@@ -71,6 +81,7 @@ class BasedConfig:
     vocab_size: int
     vocab_rows: int
     norm_eps: float
+    encoder_length: int
 
     def layers(self, kind: Kind) -> int:
         """How many layers are of that kind."""
@@ -101,6 +112,7 @@ def read_config(checkpoint: Checkpoint) -> BasedConfig:
         vocab_size=vocab_size,
         vocab_rows=math.ceil(vocab_size / multiple) * multiple,
         norm_eps=config.positive("layer_norm_epsilon", 1e-5),
+        encoder_length=_encoder_length(sections.get("linear", {}), config, file),
     )
 
 
@@ -150,11 +162,12 @@ def _kind(config: Mapping[str, Any], name: str, layer: int, file: Path) -> Kind:
     target = section.get("_target_") if isinstance(section, dict) else None
     if not isinstance(target, str):
         raise CheckpointError(f"{file}: {name} must be an object with a '_target_', found {section!r}")
-    kind = _KINDS.get(target.rpartition(".")[2])
+    class_name = target.rpartition(".")[2]
+    kind = _KINDS.get(class_name)
     if kind is None:
         raise UnsupportedModelError(f"{file}: {name} is a {target}, known are {', '.join(_KINDS)}")
     for key, value in section.items():
-        if key not in _ARGUMENTS[kind] | {"_target_"} and value not in (None, False):
+        if key not in _ARGUMENTS[class_name] | {"_target_"} and value not in (None, False):
             raise UnsupportedModelError(f"{file}: {name}.{key} = {value!r} is not supported")
     return kind
 
@@ -175,14 +188,36 @@ def _conv_sizes(section: Mapping[str, Any], hidden: int, file: Path) -> ConvSize
 def _linear_sizes(section: Mapping[str, Any], hidden: int, file: Path) -> LinearSizes:
     config = ConfigReader(section, file)
     heads, width = config.integer("num_heads", 16), config.integer("feature_dim", 16)
+    if _is_prefix(section):
+        config.only("feature_name", "taylor_exp")
+    else:
+        _check_feature_map(section, width, file)
+    config.only("eps", 1e-12)
+    return LinearSizes(heads, width, config.integer("head_dim", config.divide("num_heads", hidden, heads)))
+
+
+def _check_feature_map(section: Mapping[str, Any], width: int, file: Path) -> None:
     features = section["feature_map"] if isinstance(section.get("feature_map"), dict) else {}
     target = str(features.get("_target_"))
     if target.rpartition(".")[2] != "TaylorExp" or features.get("input_dim") != width:
         raise UnsupportedModelError(
             f"{file}: feature_map = {features!r} is not supported (only a TaylorExp whose input_dim is feature_dim)"
         )
-    config.only("eps", 1e-12)
-    return LinearSizes(heads, width, config.integer("head_dim", config.divide("num_heads", hidden, heads)))
+
+
+def _is_prefix(section: Mapping[str, Any]) -> bool:
+    return str(section.get("_target_")).rpartition(".")[2] == PREFIX_ATTENTION
+
+
+def _encoder_length(section: Mapping[str, Any], whole: ConfigReader, file: Path) -> int:
+    """Of prefix linear attention; its model's own `enc_length`, which prompts are padded to, must be the same."""
+    if not _is_prefix(section):
+        return 0
+    config = ConfigReader(section, file)
+    config.only("use_mask", True)
+    length = config.integer("enc_length")
+    whole.only("enc_length", length)
+    return length
 
 
 def _window_sizes(section: Mapping[str, Any], whole: ConfigReader, file: Path) -> WindowSizes:

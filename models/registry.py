@@ -39,6 +39,7 @@ ARCHITECTURES = {
     "RwkvForCausalLM": "rwkv4:load_hf",
     "SambaForCausalLM": "samba:load",
     "based": "based:load",
+    "jrt": "jrt:load",
     "mamba2_ssm": "mamba2:load_original",
     "mamba_ssm": "mamba:load_original",
     "rwkv4_pth": "rwkv4:load_original",

@@ -64,6 +64,7 @@ def _as_object(outline: Outline) -> dict[str, object]:
         "bytes_per_state": outline.state_spec.bytes_per_state,
         "slots_per_gib": GIB // outline.state_spec.bytes_per_state,
         "window": outline.window,
+        "encoder_length": outline.state_spec.encoder_length,
         "state": [
             {
                 "name": tensor.name,
@@ -95,6 +96,8 @@ def _show(path: str, outline: Outline) -> None:
     table.add_row("states per GiB", f"{GIB // each:,}")
     if outline.window is not None:
         table.add_row("window", f"attention layers see {outline.window:,} tokens; the other layers see all")
+    if (region := outline.state_spec.encoder_length) > 0:
+        table.add_row("encoder region", f"the first {region:,} tokens of a prompt are read at once")
     Console(highlight=False, markup=False).print(table)
 
 

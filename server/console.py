@@ -59,6 +59,8 @@ def show_capacity(service: Service, model_name: str) -> None:
     table.add_row("weights", f"{format_bytes(info.weight_bytes)} in {info.dtype}")
     if info.attention_window is not None:
         table.add_row("attention", f"exact up to {info.attention_window} tokens, then the first few and the last ones")
+    if info.encoder_length:
+        table.add_row("encoder region", f"the first {info.encoder_length} tokens of a prompt are read at once")
     table.add_row("one state", f"{format_bytes(info.bytes_per_state)} in {info.state_dtype}, however long the text")
     table.add_row("slots", f"{info.slots} sequences at once")
     table.add_row("state memory", format_bytes(info.bytes_per_state * info.slots))

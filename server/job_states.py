@@ -64,7 +64,8 @@ class JobStates:
     start, parent: what it goes on from, and its id. storing: how the state at the end is stored; None: it is not.
     caches: whether the prefix cache is used. checkpoints: lengths of its prompt at which the state is to be kept, with
     their names; stops: of each prompt, those at which the prefix cache is to keep it. marks, ends: what was stored of
-    each choice: at checkpoints, in order, and at its end. initial: the memory before the first token.
+    each choice: at checkpoints, in order, and at its end. initial: the memory before the first token. region:
+    see `Continuation`.
     """
 
     owner: str
@@ -77,6 +78,7 @@ class JobStates:
     caches: bool = True
     open_turn: bool = False
     initial: InitialState | None = None
+    region: int = 0
     marks: dict[int, list[StateReply]] = field(default_factory=dict)
     ends: dict[int, StateReply] = field(default_factory=dict)
 
@@ -99,7 +101,8 @@ class JobStates:
             keep = Keep(private=private, open_turn=self.open_turn)
         scope = self.owner if self.caches else None
         own = [frozenset(self.tokens_before + length for length in of_prompt) for of_prompt in self.stops]
-        return Continuation(self.start, self.parent, keep, scope, marks, self.initial, own if self.caches else ())
+        stops = own if self.caches else ()
+        return Continuation(self.start, self.parent, keep, scope, marks, self.initial, stops, self.region)
 
     def hold(self) -> AbstractContextManager[None]:
         """While this is open, the state that the request goes on from is not evicted."""

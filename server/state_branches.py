@@ -89,6 +89,7 @@ def _job_states(context: Context, owner: str, plan: Rewind, body: RewindRequest)
         storing=Storing(expires=expires_in(body.ttl), labels=tuple(dict.fromkeys(body.labels))),
         open_turn=plan.open_turn,
         initial=find_initial_state(context.service.initial_states, plan.initial or "") if begins else None,
+        region=plan.region,
     )
 
 

@@ -113,7 +113,7 @@ def test_a_next_prompt_from_a_state_equals_the_whole_prompt(architecture: str) -
     prompt = [token % engine.info.vocab_size for token in range(3, 80)]
     params = SamplingParams(max_tokens=6, temperature=1.0, seed=1, ignore_eos=True, logprobs=0, repetition_penalty=1.2)
     whole = run(engine, sequences(engine, "w", prompt, params))["w-0"]
-    for cut in (1, 40, 76):
+    for cut in (max(1, engine.info.encoder_length), 40, 76):
         read = sequences(engine, "r", prompt[:cut], SamplingParams(max_tokens=0), states=STORE)
         start = Continuation(start=last_snapshot(engine, run(engine, read)["r-0"]))
         tokens_before = engine.engine.tokens_read

@@ -42,6 +42,7 @@ PATHS = {
     "falcon_mamba": FOLDER / "falcon_mamba",
     "xlstm": FOLDER / "xlstm",
     "based": FOLDER / "based",
+    "jrt": FOLDER / "jrt",
 }
 PER_GROUP = "pergroup."
 

@@ -27,10 +27,19 @@ class Reader:
 
     def read(self, ids: Sequence[int]) -> torch.Tensor:
         """The fp32 logits [len(ids), rows] after each of the next tokens."""
-        batch = Packed.of([SLOT], [len(ids)])
+        batch = Packed.of([SLOT], [len(ids)], begins=begins(self._pool, [SLOT]))
         with torch.inference_mode():
             hidden = self._model.forward(torch.tensor(ids), batch, self._pool)
             return self._model.logits(hidden)
+
+
+def begins(pool: Mapping[str, torch.Tensor], slots: Sequence[int]) -> list[int]:
+    """Which of the slots belong to a sequence that begins: a slot without a trace of anything. -1 is padding."""
+    return [
+        i
+        for i, slot in enumerate(slots)
+        if slot >= 0 and not any(bool(tensor[:, slot].any()) for tensor in pool.values())
+    ]
 
 
 def continue_greedily(model: Model, prompt: Sequence[int], count: int) -> tuple[list[int], torch.Tensor]:

@@ -17,6 +17,7 @@ from ostinato.kernels.packed import Packed
 from ostinato.models.base import Model
 from ostinato.models.checkpoint import Checkpoint, open_checkpoint
 from ostinato.models.registry import ARCHITECTURES, load_model
+from tests.models.running import begins
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CHECKPOINTS = {
@@ -40,6 +41,7 @@ CHECKPOINTS = {
     "RetNetForCausalLM": GOLDENS / "retnet",
     "SambaForCausalLM": GOLDENS / "samba",
     "based": GOLDENS / "based",
+    "jrt": GOLDENS / "jrt",
     "Rwkv5ForCausalLM": GOLDENS / "rwkv5_hf",
     "Rwkv6ForCausalLM": GOLDENS / "rwkv6_hf",
     "RwkvForCausalLM": GOLDENS / "rwkv4_hf",
@@ -80,6 +82,11 @@ def open_small(architecture: str) -> Checkpoint:
     return checkpoint
 
 
+def begin_with(model: Model, count: int) -> int:
+    """The least that a prompt can begin with, and be split behind, if it is no shorter than `count`."""
+    return max(count, model.state_spec.encoder_length)
+
+
 class Reader:
     """Feeds token lists to a model, several sequences at a time, and returns the logits of each."""
 
@@ -90,7 +97,7 @@ class Reader:
     def read(self, chunks: dict[int, list[int]]) -> dict[int, Tensor]:
         """chunks: slot -> tokens; slot -1 is padding. Returns slot -> logits [length, rows]."""
         lengths = [len(tokens) for tokens in chunks.values()]
-        batch = Packed.of(list(chunks), lengths)
+        batch = Packed.of(list(chunks), lengths, begins=begins(self.pool.tensors, list(chunks)))
         tokens = torch.tensor([token for tokens in chunks.values() for token in tokens])
         logits = self.model.logits(self.model.forward(tokens, batch, self.pool.tensors))
         return dict(zip(chunks, logits.split(lengths), strict=True))
@@ -108,8 +115,10 @@ def random_tokens(model: Model, count: int, seed: int) -> list[int]:
     return torch.randint(0, model.vocab_size, (count,), generator=generator).tolist()
 
 
-def random_lengths(total: int, seed: int) -> list[int]:
-    generator, lengths = torch.Generator().manual_seed(seed), []
+def random_lengths(total: int, seed: int, first: int) -> list[int]:
+    """Of pieces of `total` tokens; first: the least length of the first one."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = [int(torch.randint(first, first + 16, (), generator=generator))]
     while sum(lengths) < total:
         lengths.append(min(total - sum(lengths), int(torch.randint(1, 17, (), generator=generator))))
     return lengths
@@ -136,7 +145,8 @@ def test_token_by_token_equals_prefill(model: Model) -> None:
     tokens, whole, single = random_tokens(model, 70, 1), Reader(model), Reader(model)
     expected = whole.read({3: tokens})[3]
     assert torch.isfinite(expected).all()
-    assert torch.equal(single.read_in_pieces(3, tokens, [1] * 70), expected)
+    first = begin_with(model, 1)
+    assert torch.equal(single.read_in_pieces(3, tokens, [first] + [1] * (70 - first)), expected)
     assert same(single.state(3), whole.state(3))
 
 
@@ -144,7 +154,7 @@ def test_token_by_token_equals_prefill(model: Model) -> None:
 def test_any_chunking_equals_prefill(model: Model, seed: int) -> None:
     tokens, whole, chunked = random_tokens(model, 90, seed), Reader(model), Reader(model)
     expected = whole.read({0: tokens})[0]
-    assert torch.equal(chunked.read_in_pieces(5, tokens, random_lengths(90, seed)), expected)
+    assert torch.equal(chunked.read_in_pieces(5, tokens, random_lengths(90, seed, begin_with(model, 1))), expected)
     assert same(chunked.state(5), whole.state(0))
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ostinato.kernels.dispatch import supported_dtypes
 from ostinato.models.base import Model
 from ostinato.models.registry import load_model
-from tests.models.test_contract import CHECKPOINTS, SLOTS, Reader, open_small, random_tokens
+from tests.models.test_contract import CHECKPOINTS, SLOTS, Reader, begin_with, open_small, random_tokens
 
 DTYPES = supported_dtypes(torch.device("cpu"))
 BATCHES = -(-1000 // (len(CHECKPOINTS) * len(DTYPES)))
@@ -24,7 +24,9 @@ class Walk:
         self.draw = random.Random(seed)
         self.reader = Reader(model)
         self.texts = [random_tokens(model, LENGTH, seed * TEXTS + i) for i in range(TEXTS)]
-        self.alone = [Reader(model).read_in_pieces(0, text, [1] * LENGTH) for text in self.texts]
+        self.first = begin_with(model, 1)
+        lengths = [self.first] + [1] * (LENGTH - self.first)
+        self.alone = [Reader(model).read_in_pieces(0, text, lengths) for text in self.texts]
         self.running: dict[int, tuple[int, int]] = {}  # slot -> text, tokens read
 
     def next_batch(self) -> dict[int, list[int]]:
@@ -36,7 +38,8 @@ class Walk:
         chunks = {}
         for slot in slots:
             text, read = self.running[slot]
-            chunks[slot] = self.texts[text][read : read + self.draw.choice((1, 1, 2, 3, 7, 20))]
+            count = self.draw.choice((1, 1, 2, 3, 7, 20))
+            chunks[slot] = self.texts[text][read : read + (count if read else max(count, self.first))]
         return chunks
 
     def advance(self, slot: int, count: int) -> Tensor:

@@ -52,6 +52,7 @@ BF16_ERROR = {
     "falcon_mamba": 0.017,
     "xlstm": 0.024,
     "based": 0.042,
+    "jrt": 0.028,
 }
 
 PACKED = product(torch.empty(0)) != "plain"
