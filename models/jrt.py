@@ -100,7 +100,7 @@ class JRT(Based):
 
     def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
         """See `Model.forward`. The region of a sequence that begins is padded here, and its padding read with it."""
-        if not batch.begins:
+        if not batch.begins or not self._encoder_length:
             return super().forward(tokens, batch, pool)
         padded_tokens, padded, rows = _padded(tokens, batch, self._encoder_length)
         return super().forward(padded_tokens, padded, pool)[rows]

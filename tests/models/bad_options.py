@@ -28,4 +28,18 @@ BASED_CASES = [
         ("heads_do_not_divide", "n_head", 3, "n_head is 3, which does not divide 32"),
     ]
 ]
-OPTION_CASES = [FOUR_BITS, *XLSTM_CASES, *BASED_CASES]
+JRT_CASES = [
+    BadCase(
+        "jrt_without_a_length",
+        bad.config(alt_mixer={"_target_": "PrefixLinearAttention", "num_heads": 4, "feature_dim": 4}),
+        r"jrt/config\.json: enc_length is missing",
+        "jrt",
+    ),
+    BadCase(
+        "jrt_without_a_token_to_pad_with",
+        bad.config(vocab_size=220),
+        r"jrt/config\.json: vocab_size = 220 is not supported: prompts are padded with token 220",
+        "jrt",
+    ),
+]
+OPTION_CASES = [FOUR_BITS, *XLSTM_CASES, *BASED_CASES, *JRT_CASES]

@@ -39,6 +39,7 @@ FAMILIES = [
     Family("gated_deltanet", SAFETENSORS, "model.layers.1.attn.A_log", "GatedDeltaNetForCausalLM"),
     Family("kda", SAFETENSORS, "model.layers.1.attn.dt_bias", "KDAForCausalLM"),
     Family("based", BIN, "model.transformer.layers.2.mixer.Wqkv.weight", "BASED in its authors' layout"),
+    Family("jrt", BIN, "model.transformer.layers.1.mixer.proj_k_enc.weight", "JRT-RNN in its authors' layout"),
     Family("samba", SAFETENSORS, "backbone.layers.1.mixer.q_proj.weight", "SambaForCausalLM"),
     Family("bamba", SAFETENSORS, "model.layers.1.self_attn.q_proj.weight", "BambaForCausalLM"),
     Family("falcon_h1", SAFETENSORS, "model.layers.1.mamba.dt_bias", "FalconH1ForCausalLM"),

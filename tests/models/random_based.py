@@ -1,4 +1,4 @@
-"""Checkpoints of random tiny configurations of BASED, whose weights are drawn here too."""
+"""Checkpoints of random tiny configurations of BASED and JRT-RNN, whose weights are drawn here too."""
 
 from __future__ import annotations
 
@@ -18,6 +18,23 @@ Config = dict[str, Any]
 def based(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
     """The authors' layout, in one of its generations. `fixed`: entries of the config that are not drawn."""
     draw = random.Random(seed)
+    return _written(draw, seed, folder, {**_drawn(draw), **fixed}, "based")
+
+
+def jrt(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
+    """The same with prefix linear attention, in one layer at least."""
+    draw = random.Random(seed)
+    config, length = _drawn(draw), draw.choice((1, 7, 20, 40))
+    shared = {name: config["alt_mixer"][name] for name in ("feature_dim", "num_heads", "l_max")}
+    target = config["alt_mixer"]["_target_"].replace("linear_attention.Linear", "prefix_linear_attention.PrefixLinear")
+    mixer = {"_target_": target, **shared, "enc_length": length, "dec_length": 9, "feature_name": "taylor_exp"}
+    lengths = {"alt_mixer_layers": config["alt_mixer_layers"] or [0], "enc_length": length, "dec_length": 9}
+    windows = [layer for layer in config["alt_mixer_2_layers"] if layer not in lengths["alt_mixer_layers"]]
+    config |= {**lengths, "alt_mixer_2_layers": windows, "alt_mixer": mixer}
+    return _written(draw, seed, folder, {**config, **fixed}, "jrt")
+
+
+def _drawn(draw: random.Random) -> Config:
     heads, layers, package = draw.randint(1, 3), draw.randint(1, 5), draw.choice(("based", "src", "train.src"))
     hidden, width = heads * 2 * draw.randint(4, 12), draw.choice((4, 8, 7))
     order = draw.sample(range(layers), layers)
@@ -26,7 +43,7 @@ def based(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
     taylor_heads = draw.choice([each for each in (1, 2, heads) if hidden % each == 0])
     kernel = draw.choice((3, 3, 4, 2))
     mixers = f"{package}.models.mixers"
-    config = {
+    return {
         "model_type": "gpt2",
         "activation_function": "swiglu",
         "vocab_size": draw.randrange(400, 2000),
@@ -61,12 +78,14 @@ def based(seed: int, folder: Path, **fixed: Any) -> RandomCheckpoint:
             "num_heads": draw.choice((heads, 16)),  # which nobody reads
             "window_size": draw.choice((2, 5, 16, 128)),
         },
-        **fixed,
     }
+
+
+def _written(draw: random.Random, seed: int, folder: Path, config: Config, oracle: str) -> RandomCheckpoint:
     dtype = draw.choice(("float32", "bfloat16"))
     tensors = based_tensors(config, seed, conv=draw.choice(("conv", "conv1")))
     checkpoints.write_folder(folder, config, tensors, dtype, "bin")
-    return RandomCheckpoint(folder, ("based",), config["vocab_size"], f"{dtype} {config}")
+    return RandomCheckpoint(folder, (oracle,), config["vocab_size"], f"{dtype} {config}")
 
 
 def based_tensors(config: Config, seed: int, conv: str = "conv") -> Tensors:
@@ -97,12 +116,16 @@ def based_tensors(config: Config, seed: int, conv: str = "conv") -> Tensors:
 
 def _taylor(draw: Draw, config: Config, d: int) -> Tensors:
     q = draw.matrix(config["num_heads"] * config["feature_dim"], d)
-    return {
+    mixer = {
         "proj_q.weight": q,
         "proj_k.weight": 0.6 * q + draw.matrix(q.shape[0], d, 0.8),
         "proj_v.weight": draw.matrix(d, d),
         "out_proj.weight": draw.matrix(d, d, 1.5),
     }
+    if "enc_length" in config:
+        mixer["proj_k_enc.weight"] = 0.6 * q + draw.matrix(q.shape[0], d, 0.8)
+        mixer["proj_v_enc.weight"] = draw.matrix(d, d)
+    return mixer
 
 
 def _gated_conv(draw: Draw, config: Config, d: int, name: str) -> Tensors:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.models import checkpoints, weights
 from tests.models.checkpoints import RandomCheckpoint
-from tests.models.random_based import based
+from tests.models.random_based import based, jrt
 from tests.models.random_fla import delta_net, gated_deltanet, gla, hgrn, hgrn2, kda, retnet
 from tests.models.random_granite4 import granite4
 from tests.models.random_hybrids import recurrent_gemma, samba
@@ -118,4 +118,5 @@ TINY: dict[str, Writer] = {
     "falcon_mamba": falcon_mamba,
     "xlstm": xlstm,
     "based": based,
+    "jrt": jrt,
 }

@@ -113,7 +113,6 @@ REFUSED: list[tuple[str, str, Any]] = [
 BASED_MIXERS: list[tuple[str, str, Any]] = [
     ("mixer", "_target_", "based.models.mixers.hyena.HyenaOperator"),
     ("mixer", "bidirectional", True),
-    ("alt_mixer", "_target_", "train.src.models.mixers.prefix_linear_attention.PrefixLinearAttention"),
     ("alt_mixer", "fixed_decay", True),
     ("alt_mixer", "eps", 1e-6),
     ("alt_mixer", "feature_map", None),
@@ -191,9 +190,25 @@ def test_option_of_the_original_mamba2_block_is_refused_by_name(option: str, val
     assert str(folder / "config.json") in str(refused.value)
 
 
-@pytest.mark.parametrize(("mixer", "option", "value"), BASED_MIXERS, ids=lambda value: named(value))
-def test_option_of_a_layer_of_based_is_refused_by_name(mixer: str, option: str, value: Any, tmp_path: Path) -> None:
-    folder = shutil.copytree(PATHS["based"], tmp_path / "based", copy_function=shutil.copyfile)
+JRT_MIXERS: list[tuple[str, str, Any]] = [
+    ("alt_mixer", "use_mask", False),
+    ("alt_mixer", "feature_name", "relu"),
+    ("alt_mixer", "scale_dim", 8),
+    ("alt_mixer", "eps", 1e-6),
+    ("alt_mixer", "enc_length", 8),  # and the model's own is 16
+    ("alt_mixer_2", "window_size", 4096),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "mixer", "option", "value"),
+    [*(("based", *case) for case in BASED_MIXERS), *(("jrt", *case) for case in JRT_MIXERS)],
+    ids=lambda value: named(value),
+)
+def test_option_of_a_layer_of_based_is_refused_by_name(
+    family: str, mixer: str, option: str, value: Any, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(PATHS[family], tmp_path / family, copy_function=shutil.copyfile)
     arguments = json.loads((folder / "config.json").read_text())[mixer]
     set_option(folder, {mixer: {**arguments, option: value}})
     named_or_class = option if option != "_target_" else str(value)

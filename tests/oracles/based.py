@@ -5,6 +5,7 @@ PyTorch's own attention, convolution and norm. `test_oracles.py` holds it to log
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,12 @@ class Weights:
         return linear(x, self[f"{name}.weight"], self.get(f"{name}.bias"))
 
 
-def load(folder: Path) -> Forward:
+Mix = Callable[[Tensor, Weights, int, Config], Tensor]
+
+
+def load(folder: Path, mixed: Mix | None = None) -> Forward:
+    """mixed: a layer's mixer, where it is not `mixer_of`."""
+    mixed = mixed or mixer_of
     config = json.loads((folder / "config.json").read_text())
     stored = torch.load(folder / "pytorch_model.bin", weights_only=True)
     weights = Weights({name.replace(".conv1.", ".conv."): x for name, x in stored.items()}, "model.")
@@ -60,7 +66,7 @@ def load(folder: Path) -> Forward:
     return forward
 
 
-def mixed(u: Tensor, weights: Weights, layer: int, config: Config) -> Tensor:
+def mixer_of(u: Tensor, weights: Weights, layer: int, config: Config) -> Tensor:
     if layer in (config.get("alt_mixer_2_layers") or ()):
         return attention(u, weights, config)
     if layer in (config.get("alt_mixer_layers") or ()):
