@@ -67,7 +67,10 @@ class SnapshotFormat:
         if snapshot.log.tokens is not None:
             tensors["tokens"] = torch.tensor(snapshot.log.tokens, dtype=torch.int32)
         header = self._header(snapshot, lossy=lossy)
-        return save(tensors, {METADATA: json.dumps(header.model_dump(exclude_defaults=True), sort_keys=True, separators=(",", ":"))})
+        return save(
+            tensors,
+            {METADATA: json.dumps(header.model_dump(exclude_defaults=True), sort_keys=True, separators=(",", ":"))},
+        )
 
     def decode(self, data: bytes) -> Snapshot:
         """The snapshot in a file, which may be anybody's upload.

@@ -49,7 +49,9 @@ class WatchedRunner(Runner):
 
 def start_engine(model: Model) -> tuple[Engine, WatchedRunner]:
     runner = WatchedRunner(model)
-    return Engine(Scheduler(SLOTS, 8, 100, model.state_spec.encoder_length), runner, Sampler(frozenset()), frozenset()), runner
+    return Engine(
+        Scheduler(SLOTS, 8, 100, model.state_spec.encoder_length), runner, Sampler(frozenset()), frozenset()
+    ), runner
 
 
 def random_sequences(model: Model, seed: int, count: int) -> list[Sequence]:

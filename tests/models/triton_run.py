@@ -25,7 +25,7 @@ from ostinato.kernels.packed import Packed
 from ostinato.models.base import Model
 from ostinato.models.registry import load_model
 from tests.models.goldens import golden_values
-from tests.models.test_contract import CHECKPOINTS, GOLDENS, Reader, open_small
+from tests.models.test_contract import CHECKPOINTS, GOLDENS, Reader, begin_with, open_small
 
 CPU = torch.device("cpu")
 TOKENS = 18  # more than are read token by token: the chunked kernels run too
@@ -66,7 +66,8 @@ RUNS: dict[str, tuple[bool, Rounds]] = {  # batch-invariant mode; tokens of each
 def read(model: Model, prompt: list[int], rounds: Rounds) -> dict[str, Tensor]:
     reader, logits, start = Reader(model), [], 0
     draw = random.Random(0)
-    for length, crowded in rounds:
+    for round_length, crowded in rounds:
+        length = round_length if start else begin_with(model, round_length)
         chunks = {OWN: prompt[start : start + length]}
         if crowded:
             mates = [draw.choices(range(model.vocab_size), k=min(length, 2)) for _ in MATES]

@@ -1,7 +1,7 @@
 """JRT-RNN in plain torch, fp32: BASED's oracle, with prefix linear attention as the paper's equation has it.
 
-What it is asked begins with a number that is no token: how many of the tokens are the prompt. `test_oracles.py` holds it
-to logits of the authors' code.
+What it is asked begins with a number that is no token: how many of the tokens are the prompt. `test_oracles.py` holds
+it to logits of the authors' code.
 """
 
 from __future__ import annotations
