@@ -8,8 +8,7 @@ With M tokens in the encoder region, and keys and values of their own (ke, ve) f
 So a sequence that begins is read twice in each layer: the sums over its region first, and then, from these sums on, all
 of it as BASED reads it. Behind the region nothing of this is left but the sums: a step, and a state, are BASED's.
 
-A prompt shorter than the region is padded on the left, since that is how the published models were trained to see it:
-see `PADDING`.
+A prompt shorter than the region is padded on the left, as the authors' evaluation does it: see `PADDING`.
 """
 
 from __future__ import annotations

@@ -89,6 +89,19 @@ def _based(hidden: int, layers: int, linear: list[int], windows: list[int]) -> C
 
 
 BASED_360M = _based(1024, 27, [1, 6, 11, 16, 21], [2, 7, 12, 17, 22])
+JRT_360M: Config = {
+    **_based(1024, 26, [1, 6, 11, 16, 21], [2, 7, 12, 17, 22]),
+    "enc_length": 1024,
+    "alt_mixer": {
+        "_target_": "based.models.mixers.prefix_linear_attention.PrefixLinearAttention",
+        "feature_dim": 16,
+        "feature_name": "taylor_exp",
+        "num_heads": 16,
+        "num_key_value_heads": 16,
+        "enc_length": 1024,
+        "dec_length": 1024,
+    },
+}
 BASED_1B = _based(1792, 36, [1, 6, 11, 16, 21, 27, 33], [2, 7, 12, 17, 22, 28, 34])
 
 PUBLIC_STATES: dict[str, tuple[Config, dict[str, int]]] = {
@@ -113,6 +126,16 @@ PUBLIC_STATES: dict[str, tuple[Config, dict[str, int]]] = {
         {
             "linear": 5 * 16 * 273 * 65 * 4,
             "conv": 17 * 2 * 2048 * 2,
+            "window_keys": 5 * 129 * 1024 * 2,
+            "window_values": 5 * 129 * 1024 * 2,
+            "position": 8,
+        },
+    ),
+    "JRT-360M-30B": (
+        JRT_360M,
+        {
+            "linear": 5 * 16 * 273 * 65 * 4,
+            "conv": 16 * 2 * 2048 * 2,
             "window_keys": 5 * 129 * 1024 * 2,
             "window_values": 5 * 129 * 1024 * 2,
             "position": 8,
@@ -144,5 +167,6 @@ PUBLIC_PARAMETERS = {
     "gated_deltanet-1.3b": 1.4,
     "xlstm-7b": 6.9,
     "based-360m": 0.4,
+    "JRT-360M-30B": 0.4,
     "based-1b": 1.3,
 }

@@ -20,6 +20,13 @@ def test_the_table_says_what_a_state_takes() -> None:
     assert "window" not in ostinato("models", GLA).stdout
 
 
+def test_an_encoder_region_is_told() -> None:
+    folder = GOLDENS / "jrt"
+    assert "the first 16 tokens of a prompt are read at once" in ostinato("models", folder).stdout
+    assert json.loads(ostinato("models", folder, "--json").stdout)["encoder_length"] == 16
+    assert "region" not in ostinato("models", GOLDENS / "based").stdout
+
+
 def test_the_json_object_adds_up() -> None:
     found = json.loads(ostinato("models", GOLDENS / "based", "--dtype", "bfloat16", "--json").stdout)
     assert (found["served"], found["family"], found["dtype"], found["window"]) == (True, "BASED", "bfloat16", 5)

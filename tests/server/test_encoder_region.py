@@ -78,7 +78,7 @@ async def test_a_rewind_of_a_short_prompts_answer_keeps_its_region(client: httpx
 
 
 async def test_a_stored_context_is_asked_many_questions(client: httpx.AsyncClient) -> None:
-    """Shorter than the region, too: the questions are then decoded, as the model was trained to."""
+    """Shorter than the region, too."""
     for count in (9, 30):
         state = (await post(client, "/v1/states", 201, prompt=TEXT[:count]))["id"]
         answers = [await complete(client, state=state, prompt=TEXT[i : i + 9], max_tokens=3) for i in (30, 40)]
