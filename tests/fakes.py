@@ -118,9 +118,11 @@ def slow(seconds: float) -> Callable[[StepPlan], None]:
     return lambda plan: time.sleep(seconds)
 
 
-def scripted_engine(runner: ScriptedRunner, *, slots: int = 4, max_step_tokens: int = 16, max_queue: int = 8) -> Engine:
+def scripted_engine(
+    runner: ScriptedRunner, *, slots: int = 4, max_step_tokens: int = 16, max_queue: int = 8, encoder_length: int = 0
+) -> Engine:
     eos = frozenset({EOS})
-    return Engine(Scheduler(slots, max_step_tokens, max_queue), runner, Sampler(eos), eos)
+    return Engine(Scheduler(slots, max_step_tokens, max_queue, encoder_length), runner, Sampler(eos), eos)
 
 
 def scripted_service(

@@ -37,23 +37,38 @@ def expected_output(sequence: Sequence) -> list[int]:
 class EngineMachine(RuleBasedStateMachine):
     """Random arrivals, cancellations, steps and failing steps."""
 
-    @initialize(slots=st.integers(1, 4), budget=st.integers(1, 12), queue=st.integers(0, 6))
-    def start(self, slots: int, budget: int, queue: int) -> None:
+    @initialize(slots=st.integers(1, 4), budget=st.integers(1, 12), queue=st.integers(0, 6), region=st.integers(0, 20))
+    def start(self, slots: int, budget: int, queue: int, region: int) -> None:
         self.fail_next = False
+        self.region, self.budget = region, slots + budget
         self.runner = ScriptedRunner(script, self.before_step)
-        self.engine: Engine = scripted_engine(self.runner, slots=slots, max_step_tokens=slots + budget, max_queue=queue)
+        self.engine: Engine = scripted_engine(
+            self.runner, slots=slots, max_step_tokens=self.budget, max_queue=queue, encoder_length=region
+        )
         self.slots = slots
         self.accepted: dict[str, Sequence] = {}
         self.events: dict[str, list[TokenEvent]] = {}
         self.first_read: list[Sequence] = []
 
     def before_step(self, plan: StepPlan) -> None:
+        self.check_regions(plan)
         for chunk in plan.chunks:
             if chunk.sequence.num_read == 0:
                 self.first_read.append(chunk.sequence)
         if self.fail_next:
             self.fail_next = False
             raise RuntimeError("the model broke")
+
+    def check_regions(self, plan: StepPlan) -> None:
+        """Read in one piece, and one of them at most beyond the budget."""
+        cost = 0
+        for chunk in plan.chunks:
+            if cost >= self.budget:
+                self.runner.misuse.append(f"{chunk.sequence.id} is read beyond the budget")
+            begins = chunk.sequence.num_read == 0
+            if begins and chunk.length < min(self.region, len(chunk.sequence.prompt)):
+                self.runner.misuse.append(f"the region of {chunk.sequence.id} is split")
+            cost += max(chunk.length, self.region) if begins else chunk.length
 
     @rule(
         prompt=st.lists(st.integers(1, VOCABULARY - 1), min_size=1, max_size=30),
