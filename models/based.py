@@ -87,7 +87,7 @@ class GatedConv:
 class OneTensorMixer(Protocol):
     """A mixer whose state is one tensor, called as TaylorAttention and GatedConv are."""
 
-    def __call__(self, u: Tensor, batch: Packed, state: Tensor, residual: Tensor) -> Tensor: ...
+    def __call__(self, u: Tensor, batch: Packed, state: Tensor, residual: Tensor, /) -> Tensor: ...
 
 
 Mixer = OneTensorMixer | WindowAttention

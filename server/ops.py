@@ -66,6 +66,6 @@ def model_card(context: Context) -> ModelCard:
         batch_invariant=info.batch_invariant,
         has_tokenizer=context.service.tokenizer is not None,
         attention_window=info.attention_window,
-        encoder_length=info.encoder_length,
+        encoder_length=info.encoder_length or None,
         initial_states=sorted(name for name in context.service.initial_states if name != DEFAULT),
     )

@@ -184,7 +184,7 @@ class ModelCard(BaseModel):
     batch_invariant: bool
     has_tokenizer: bool
     attention_window: Optional[int] = None
-    encoder_length: int = 0
+    encoder_length: Optional[int] = None
     initial_states: list[str]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ostinato.models.errors import UnsupportedModelError
 from tests.models import bad_files as bad
 from tests.models.bad_cases import BadCase
 
@@ -40,6 +41,7 @@ JRT_CASES = [
         bad.config(vocab_size=220),
         r"jrt/config\.json: vocab_size = 220 is not supported: prompts are padded with token 220",
         "jrt",
+        UnsupportedModelError,
     ),
 ]
 OPTION_CASES = [FOUR_BITS, *XLSTM_CASES, *BASED_CASES, *JRT_CASES]
