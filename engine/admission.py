@@ -28,7 +28,8 @@ class Continuation:
     are filled in here. scope: whose prefix cache it may use and fill; None: nobody's. checkpoints: lengths of the log,
     within the prompt, at which a state is to be kept as well; stops: of each prompt, further ones for the prefix cache
     alone. initial: the memory before the first token, where there is no snapshot. region: how many of the first tokens
-    are the encoder region, where it is not what the model makes of the prompt: of a state that is read once more.
+    are the encoder region, where it is not what the model makes of the prompt: of a state that is read once more. park:
+    how it is stored where the server goes down before its end.
     """
 
     start: Snapshot | None = None
@@ -39,9 +40,11 @@ class Continuation:
     initial: InitialState | None = None
     stops: Items[frozenset[int]] = ()
     region: int = 0
+    park: Keep | None = None
 
 
 FRESH = Continuation()
+MOST_SCORES = 1 << 20  # log-probabilities of prompt tokens in one answer: some hundred megabytes
 
 
 def make_sequences(
@@ -109,15 +112,28 @@ def _sequence(
         scope=_scope(states.scope, initial),
         initial=None if states.initial is None else states.initial.state,
         initial_digest=initial,
-        keep=states.keep,
+        keep=_completed(states.keep, states, tokenizer),
+        park=_completed(states.park, states, tokenizer),
         checkpoints=states.checkpoints,
         stops=set(stops),
         region=states.region,
     )
-    if sequence.keep is not None:
-        encode = None if tokenizer is None else partial(tokenizer.encode, add_special_tokens=False, continues=True)
-        sequence.keep = replace(sequence.keep, parent=states.parent, encode=encode)
     return sequence if states.start is None else _from_snapshot(sequence, states.start)
+
+
+def _completed(keep: Keep | None, states: Continuation, tokenizer: Tokenizer | None) -> Keep | None:
+    if keep is None:
+        return None
+    encode = None if tokenizer is None else partial(tokenizer.encode, add_special_tokens=False, continues=True)
+    return replace(keep, parent=states.parent, encode=encode)
+
+
+def _behind(keep: Keep | None, start: Snapshot, *, goes_on: bool) -> Keep | None:
+    """What is to be kept of a sequence behind a snapshot. goes_on: in the middle of its answer."""
+    if keep is None:
+        return None
+    open_turn = start.open_turn if goes_on else keep.open_turn
+    return replace(keep, open_turn=open_turn, before=start.log if start.log.tokens is None else None)
 
 
 def _scope(scope: str | None, initial: str | None) -> str | None:
@@ -131,9 +147,6 @@ def _from_snapshot(sequence: Sequence, start: Snapshot) -> Sequence:
     known = start.log.tokens
     if sequence.text is not None:
         sequence.text.resume(resumed.held, resumed.partial)
-    keep = sequence.keep
-    if keep is not None and not sequence.prompt:
-        keep = replace(keep, open_turn=start.open_turn)
     return replace(
         sequence,
         prompt=sequence.prompt if known is None else (*known, *sequence.prompt),
@@ -145,7 +158,8 @@ def _from_snapshot(sequence: Sequence, start: Snapshot) -> Sequence:
         scope=None if known is None else _scope(sequence.scope, start.initial),
         initial_digest=start.initial,
         region=start.region,
-        keep=None if keep is None else replace(keep, before=start.log if known is None else None),
+        keep=_behind(sequence.keep, start, goes_on=not sequence.prompt),
+        park=_behind(sequence.park, start, goes_on=not sequence.prompt),
     )
 
 
@@ -156,6 +170,18 @@ def _check_checkpoints(checkpoints: frozenset[int], region: int) -> None:
             f"no state can be kept after {inside} tokens: the first {region} tokens of this prompt are read at once "
             "(the model's encoder region), so there is no state inside of them",
             "checkpoints",
+        )
+
+
+def _check_scores(prompts: Items[Items[int]], params: SamplingParams, n: int) -> None:
+    """They all stay in memory until the answer is complete."""
+    if params.prompt_logprobs is None:
+        return
+    wanted = n * sum(map(len, prompts)) * (1 + params.prompt_logprobs)
+    if wanted > MOST_SCORES:
+        raise RequestError(
+            f"prompt_logprobs: {wanted} log-probabilities are more than the {MOST_SCORES} that one request may ask for",
+            "prompt_logprobs",
         )
 
 
@@ -171,6 +197,7 @@ def _check(
         raise RequestError(f"n must be at least 1, got {n}", "n")
     if not prompts or (start is None and not all(prompts)):
         raise RequestError("the prompt is empty: at least one token is needed", "prompt")
+    _check_scores(prompts, params, n)
     if params.stop and tokenizer is None:
         raise TextNeedsTokenizerError("stop strings need a tokenizer, and none is loaded; use stop_token_ids", "stop")
     if start is not None and start.log.tokens is None and params.repetition_penalty != 1.0:

@@ -14,21 +14,15 @@ if TYPE_CHECKING:
 
 
 class Counts:
-    """Counts that only the service can keep: of accepted requests, delivered events and time."""
+    """Counts that only the service can keep: of accepted requests and delivered events."""
 
     def __init__(self) -> None:
         self._tokens = Counter[str]()
         self._finished = Counter[str]()
-        self._steps, self._seconds = 0, 0.0
 
     def accept(self, sequences: Items[Sequence]) -> None:
         """Sequences were queued."""
         self._tokens["prompt"] += sum(len(sequence.prompt) for sequence in sequences)
-
-    def step(self, seconds: float) -> None:
-        """A step was made."""
-        self._steps += 1
-        self._seconds += seconds
 
     def deliver(self, events: Items[TokenEvent]) -> None:
         """Events went out."""
@@ -46,8 +40,8 @@ class Counts:
             max_queue=scheduler.max_queue,
             prompt_tokens_total=self._tokens["prompt"],
             generated_tokens_total=self._tokens["generated"],
-            steps_total=self._steps,
-            step_seconds_total=self._seconds,
+            steps_total=engine.meter.num_steps,
+            step_seconds_total=engine.meter.num_seconds,
             finished=dict(self._finished),
             parked=scheduler.num_parked,
             read_tokens_total=engine.tokens_read,
@@ -57,4 +51,5 @@ class Counts:
             cache_budget=keeper.cache.budget,
             cache_states=keeper.cache.num_states,
             cache_evictions_total=keeper.cache.evictions,
+            meter=engine.meter,
         )

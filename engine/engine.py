@@ -1,6 +1,7 @@
 """The engine: sequences in, events out, one step at a time. Not thread-safe: it belongs to one thread."""
 
 import logging
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import replace
@@ -10,13 +11,15 @@ from typing import Protocol
 from torch import Tensor
 
 from ostinato.engine.errors import StepError
-from ostinato.engine.keeping import Keeper, StateRunner, replace_leader
+from ostinato.engine.followers import replace_leader
+from ostinato.engine.keeping import Keeper, StateRunner
 from ostinato.engine.prefix_cache import PrefixCache
 from ostinato.engine.runner import StepLogits
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.scheduler import Moves, Scheduler
-from ostinato.engine.stopping import aborted, accept, failure
-from ostinato.engine.types import Chunk, FinishReason, Sampled, Sequence, StepPlan, TokenEvent
+from ostinato.engine.step_meter import StepMeter
+from ostinato.engine.stopping import aborted, accept, failed, failure
+from ostinato.engine.types import Chunk, Fault, FinishReason, Sampled, Sequence, StepPlan, TokenEvent
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ class Engine:
         self._runner = runner
         self._sampler = sampler
         self._eos_token_ids = eos_token_ids
+        self.meter = StepMeter()
         self.tokens_read = 0  # since the start
 
     @property
@@ -70,15 +74,23 @@ class Engine:
 
     def step(self) -> list[TokenEvent]:
         """Advances everything that runs. An exception in the model ends the sequences of this step, and only those."""
-        failed = self._move(self.scheduler.admit())
+        self.meter.begin()
+        events = self._move(self.scheduler.admit())
         plan = self.scheduler.plan()
+        self.meter.planned(plan)
         try:
             logits = self._runner.run(plan)
+            self.meter.lap("run")
             sampled = self._sampler(logits, plan)
+            self.meter.lap("sample")
         except Exception as error:
             logger.exception("an engine step of %d sequences failed", len(plan.chunks))
-            return failed + [self._end(failure(chunk.sequence, str(error)), chunk.sequence) for chunk in plan.chunks]
-        return failed + self._commit(plan, logits, sampled)
+            self.meter.failed += 1
+            events += [self._end(failure(chunk.sequence, str(error)), chunk.sequence) for chunk in plan.chunks]
+        else:
+            events += self._commit(plan, logits, sampled)
+        self.meter.end()
+        return events
 
     def warm_up(self) -> None:
         """Short prompts through everything, so that the first user does not wait for caches and compilers.
@@ -92,20 +104,33 @@ class Engine:
                 for event in self.step():
                     if event.error is not None:
                         raise StepError(f"the first step of the model failed: {event.error}")
+        self.meter = StepMeter()
 
     def abort(self, sequence: Sequence) -> TokenEvent:
         """Ends a sequence wherever it is, and frees its slot at once."""
         return self._end(aborted(sequence), sequence)
 
+    def park(self, sequence: Sequence) -> list[TokenEvent]:
+        """Ends a sequence soon, with a snapshot to go on from elsewhere. One that has not begun, or may not be stored,
+        is aborted: nothing of it is lost.
+        """
+        if sequence.closing is not None:
+            return []
+        if sequence.waited is None or sequence.park is None or sequence.num_unread == 0:
+            return [self.abort(sequence)]
+        self.keeper.close(sequence, TokenEvent(sequence.id, sequence.index, finish_reason=FinishReason.PARKED))
+        return []
+
     def _move(self, moves: Moves) -> list[TokenEvent]:
         """States out of slots and into them. Returns the last events of those with which that failed."""
-        failed = []
+        events = []
         for sequence, slot in moves.parked:
-            failed += self._attempt(sequence, partial(self.keeper.park, sequence, slot))
+            events += self._attempt(sequence, partial(self.keeper.park, sequence, slot))
             self._runner.clear(slot)
         for sequence in moves.admitted:
-            failed += self._attempt(sequence, partial(self.keeper.begin, sequence))
-        return failed
+            self.meter.begun(sequence)
+            events += self._attempt(sequence, partial(self.keeper.begin, sequence))
+        return events
 
     def _attempt(self, sequence: Sequence, move: Callable[[], None]) -> list[TokenEvent]:
         """Ends the sequence if the move raises."""
@@ -113,7 +138,7 @@ class Engine:
             move()
         except Exception as error:
             logger.exception("the state of %s could not be moved", sequence.id)
-            return [self._end(failure(sequence, str(error)), sequence)]
+            return [self._end(failed(sequence, error), sequence)]
         return []
 
     def _commit(self, plan: StepPlan, logits: StepLogits, sampled: list[Sampled]) -> list[TokenEvent]:
@@ -142,12 +167,12 @@ class Engine:
             return replace(event, snapshots=(*snapshots, *event.snapshots))
         except Exception as error:
             logger.exception("a step of %s could not be completed", sequence.id)
-            return failure(sequence, str(error))
+            return failed(sequence, error)
 
     def _read_on(self, sequence: Sequence, result: Sampled, row: Tensor | None) -> TokenEvent:
         """A piece of what is read for the stored state alone."""
         if result.error is not None:
-            return failure(sequence, result.error)
+            return failure(sequence, result.error, result.fault)
         return (
             self.keeper.closed(sequence, row) if sequence.num_unread == 0 else TokenEvent(sequence.id, sequence.index)
         )
@@ -158,4 +183,7 @@ class Engine:
         slot = self.scheduler.remove(sequence)
         if slot >= 0:
             self._runner.clear(slot)
-        return replace(event, reused=sequence.began, reuse=sequence.reuse)
+        if event.fault in (Fault.LOGITS, Fault.STATE):
+            self.meter.not_finite[event.fault] += 1
+        waited = time.monotonic() - sequence.arrived if sequence.waited is None else sequence.waited
+        return replace(event, reused=sequence.began, reuse=sequence.reuse, waited=waited)

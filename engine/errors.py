@@ -16,6 +16,8 @@
     │   └── OtherDTypeError        it was computed in another dtype
     ├── EngineStoppedError       the engine is draining or has stopped
     ├── StepError                an engine step failed for this request
+    │   └── NotFiniteError         its logits or its state became NaN or infinite
+    ├── SlowReaderError          a client took its tokens so slowly that too many waited for it
     └── StateStoreError          the state store cannot do what was asked
         ├── StateIdError           not an id
         ├── StateNotFoundError     no such state of this owner
@@ -34,12 +36,14 @@ __all__ = [
     "CapacityError",
     "CheckpointError",
     "EngineStoppedError",
+    "NotFiniteError",
     "OstinatoError",
     "OtherDTypeError",
     "OtherModelError",
     "OtherTokenizerError",
     "QueueFullError",
     "RequestError",
+    "SlowReaderError",
     "SnapshotError",
     "SnapshotFormatError",
     "SnapshotValueError",
@@ -91,6 +95,14 @@ class EngineStoppedError(OstinatoError):
 
 class StepError(OstinatoError):
     """The engine step that this request was part of raised."""
+
+
+class NotFiniteError(StepError):
+    """The logits or the state of this request became NaN or infinite. Its state is gone; stored ones stay."""
+
+
+class SlowReaderError(OstinatoError):
+    """More of a request's answer waits to be taken than the server keeps for one client."""
 
 
 class SnapshotError(OstinatoError):

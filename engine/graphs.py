@@ -144,7 +144,11 @@ class DecodeTapes:
         """See `Decode.forward`."""
         self._buffers.fill(tokens, slots)
         size = len(tokens)
-        if size in self._replays:
+        if size not in self._replays:
+            result, self._replays[size] = self._record(partial(self._buffers.step, size))
+            return result
+        try:
             return self._replays[size]()
-        result, self._replays[size] = self._record(partial(self._buffers.step, size))
-        return result
+        except Exception:
+            del self._replays[size]  # it may have stopped anywhere, with anything in its registers
+            raise

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ostinato.engine.step_meter import StepMeter
 from ostinato.engine.types import Reuse
 
 
@@ -11,7 +12,7 @@ class ModelInfo:
 
     batch_invariant: a token has the same bits whatever its batch and its split. attention_window: tokens that layers of
     full attention hold, up to which they are exact; None for models without such layers. encoder_length: see
-    `ostinato.models.base.StateSpec`.
+    `ostinato.models.base.StateSpec`. kernels: the back end that runs on the device, see `ostinato.kernels.dispatch`.
     """
 
     model: str
@@ -29,6 +30,8 @@ class ModelInfo:
     attention_window: int | None
     eos_token_ids: frozenset[int]
     encoder_length: int = 0
+    device: str = "cpu"
+    kernels: str = "reference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class EngineStats:
 
     parked: sequences that gave their slot to a more urgent one. prompt_tokens: of accepted requests; read_tokens: that
     the model has read, prompts and answers; reused_tokens: that did not have to be read, since a state had been kept;
-    reuse: sequences by where they began. cache: the prefix cache.
+    reuse: sequences by where they began. cache: the prefix cache. meter: what steps cost.
     """
 
     slots: int
@@ -58,3 +61,4 @@ class EngineStats:
     cache_budget: int
     cache_states: int
     cache_evictions_total: int
+    meter: StepMeter  # goes on counting

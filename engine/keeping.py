@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
+from ostinato.engine.errors import NotFiniteError
+from ostinato.engine.followers import release_followers
 from ostinato.engine.snapshots import Snapshot, TokenLog
 from ostinato.engine.types import NOT_BEGUN, Chunk, Generation, Reuse, Sequence, TokenEvent
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
     from ostinato.engine.prefix_cache import PrefixCache
     from ostinato.engine.state_pool import State
+
+
+NOT_FINITE = "the state is not finite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,9 @@ class Closing:
 
 
 class StateRunner(Protocol):
-    """The part of a runner that copies states."""
+    """The part of a runner that copies states, and looks into them."""
+
+    def is_finite(self, slot: int) -> bool: ...
 
     def save(self, slot: int, num_read: int, logits: Tensor | None = None) -> State: ...
 
@@ -80,6 +87,8 @@ class KeeperStats:
 class Keeper:
     """Puts states into slots when sequences begin, and keeps them when they have got somewhere.
 
+    Methods that read a slot raise NotFiniteError: a state with NaN or infinite numbers does not leave it.
+
     encoder_length: of the model, see `StateSpec`. A state whose region is shorter is never found by its tokens: another
     prompt that begins with them has a longer region, and another state after them.
     """
@@ -92,7 +101,7 @@ class Keeper:
 
     def park(self, sequence: Sequence, slot: int) -> None:
         """Takes the state out of a slot that the sequence has lost, into the host's memory."""
-        sequence.origin = self._runner.save(slot, sequence.num_read).on_host()
+        sequence.origin = self._finite(self._runner.save(slot, sequence.num_read)).on_host()
 
     def begin(self, sequence: Sequence) -> None:
         """Gives a sequence that has got a slot the state it starts from."""
@@ -107,7 +116,7 @@ class Keeper:
         sequence = chunk.sequence
         if not chunk.keeps or sequence.closing is not None:
             return ()
-        state = self._runner.save(sequence.slot, sequence.num_read, row)
+        state = self._save(sequence, row)
         self._cache(sequence, state, row)
         if sequence.num_read == sequence.prompt_end:
             release_followers(sequence, state)
@@ -123,14 +132,15 @@ class Keeper:
         if not any(before):
             sequence.mark = None
             if isinstance(event.stop_reason, str) or any(sequence.text.pending):
-                state = self._runner.save(sequence.slot, sequence.num_read, row)
-                sequence.mark = Mark(state, len(sequence.output) - 1)
+                sequence.mark = Mark(self._save(sequence, row), len(sequence.output) - 1)
         if sequence.mark is not None:
             sequence.mark.shown += event.text
 
     def finish(self, sequence: Sequence, event: TokenEvent, row: Tensor | None) -> TokenEvent:
         """The answer is complete. Returns its last event, or one that is not the last while there is more to read."""
         if sequence.keep is None:
+            if not self._may_cache(sequence) and not self._runner.is_finite(sequence.slot):
+                raise NotFiniteError(NOT_FINITE)
             self._cache(sequence, None, row)
             return event
         log, generation = _end_of_answer(sequence, event)
@@ -144,11 +154,16 @@ class Keeper:
         sequence.closing = Closing(log, generation, replace(event, token_ids=(), text="", logprobs=()))
         return replace(event, finish_reason=None, stop_reason=None)
 
+    def close(self, sequence: Sequence, event: TokenEvent) -> None:
+        """Has a sequence that has something to read end, with this event, as soon as it has read that."""
+        sequence.keep = sequence.keep or sequence.park
+        self.finish(sequence, event, None)
+
     def closed(self, sequence: Sequence, row: Tensor | None) -> TokenEvent:
         """The last event of a sequence whose closing has been read to its end."""
         closing = sequence.closing
         assert closing is not None
-        state = self._runner.save(sequence.slot, sequence.num_read, row)
+        state = self._save(sequence, row)
         self._cache(sequence, state, row)
         return replace(closing.event, snapshots=(_snapshot(sequence, state, closing.log, closing.generation),))
 
@@ -177,6 +192,14 @@ class Keeper:
         if sequence.params.max_tokens == 0 and sequence.keep is not None:
             sequence.stops.add(sequence.prompt_end)  # where it ends as well
 
+    def _save(self, sequence: Sequence, row: Tensor | None) -> State:
+        return self._finite(self._runner.save(sequence.slot, sequence.num_read, row))
+
+    def _finite(self, state: State) -> State:
+        if not state.is_finite:
+            raise NotFiniteError(NOT_FINITE)
+        return state
+
     def _may_cache(self, sequence: Sequence) -> bool:
         return self._has_cache(sequence) and sequence.region >= self._encoder_length
 
@@ -191,24 +214,9 @@ class Keeper:
         if not self._may_cache(sequence):
             return
         if state is None:
-            state = self._runner.save(sequence.slot, sequence.num_read, row)
+            state = self._save(sequence, row)
         log = (*sequence.prompt, *sequence.output) if sequence.closing is None else sequence.closing.log
         self.cache.insert(sequence.scope or "", log[: state.num_read], state.on_host())
-
-
-def release_followers(leader: Sequence, state: State) -> None:
-    """The leader's prompt has been read: the other choices start from its end."""
-    for follower in leader.followers:
-        follower.origin, follower.held_back, follower.reuse = state, False, Reuse.FORK
-    leader.followers = []
-
-
-def replace_leader(leader: Sequence) -> None:
-    """The leader ended before it had read the prompt: the first of the others takes its place."""
-    if leader.followers:
-        heir, *others = leader.followers
-        heir.held_back, heir.followers = False, others
-        leader.followers = []
 
 
 def _end_of_answer(sequence: Sequence, event: TokenEvent) -> tuple[tuple[int, ...], Generation]:

@@ -91,6 +91,8 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
         attention_window=checkpoint.held_window,
         eos_token_ids=eos,
         encoder_length=model.state_spec.encoder_length,
+        device=device.type,
+        kernels=dispatch.backend(device.type),
     )
     scheduler = Scheduler(info.slots, config.max_step_tokens, config.max_queue, info.encoder_length)
     runner = _runner(config, model, info.slots, device)
@@ -184,8 +186,15 @@ def _num_slots(config: EngineConfig, model: Model, device: torch.device) -> int:
 
 
 def _cache_budget(config: EngineConfig) -> int:
-    """Of host memory, wherever the model is."""
-    return int(_free_memory(torch.device("cpu")) * CACHE_SHARE) if config.prefix_cache is None else config.prefix_cache
+    """Of host memory, wherever the model is. Raises CapacityError: there is not so much."""
+    free = _free_memory(torch.device("cpu"))
+    if config.prefix_cache is None:
+        return int(free * CACHE_SHARE)
+    if config.prefix_cache > free:
+        raise CapacityError(
+            f"a prefix cache of {config.prefix_cache} bytes does not fit into {free}: lower prefix_cache"
+        )
+    return config.prefix_cache
 
 
 def _free_memory(device: torch.device) -> int:

@@ -76,6 +76,11 @@ class Runner:
         self._pool.clear(slot)
 
     @torch.inference_mode()
+    def is_finite(self, slot: int) -> bool:
+        """Whether every number in a slot is."""
+        return self._pool.is_finite(slot)
+
+    @torch.inference_mode()
     def save(self, slot: int, num_read: int, logits: Tensor | None = None) -> State:
         """A copy of a slot. logits: [vocabulary], copied as well, since it is a row of many."""
         return State(self._pool.save(slot), num_read, None if logits is None else logits.clone())

@@ -14,7 +14,7 @@ from torch import Tensor
 from ostinato.engine.runner import StepLogits
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.stopping import stop_tokens
-from ostinato.engine.types import Chunk, Sampled, Sequence, StepPlan, TokenLogprobs
+from ostinato.engine.types import Chunk, Fault, Sampled, Sequence, StepPlan, TokenLogprobs
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Sampler:
 
     def _sample(self, rows: Tensor, finite: bool, chunk: Chunk) -> Sampled:
         if not finite:
-            return Sampled(error="the model's logits are not finite")
+            return Sampled(error="the model's logits are not finite", fault=Fault.LOGITS)
         prompt_logprobs = score_prompt(rows, chunk) if chunk.scores_prompt else ()
         if not chunk.samples:
             return Sampled(prompt_logprobs=prompt_logprobs)

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from math import ceil
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING
 from ostinato.engine.admission import FRESH, Continuation, make_sequences
 from ostinato.engine.counts import Counts
 from ostinato.engine.errors import EngineStoppedError, QueueFullError, RequestError
-from ostinato.engine.event_stream import EventStream
+from ostinato.engine.event_stream import EventStream, OpenStreams
 from ostinato.engine.info import EngineStats, ModelInfo
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.types import Sequence, TokenEvent
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NONE: Mapping[str, InitialState] = {}
+STUCK_SECONDS = 10.0  # beyond every limit: for a step to end in which everything was already given up
 
 
 class Service:
@@ -62,13 +62,12 @@ class Service:
         self.initial_states = initial_states
         self._engine = engine
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._streams: dict[str, EventStream] = {}  # by sequence, of all that are accepted and have not ended
+        self._streams = OpenStreams()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._warm = threading.Event()
         self._draining = self._stopping = self._dead = False
         self._counts = Counts()
-        self._sequence_seconds = 1.0  # moving average, for the estimate of when a full queue has room
 
     @property
     def model_name(self) -> str:
@@ -83,6 +82,11 @@ class Service:
     def ready(self) -> bool:
         """Whether a completion would be served now: a first step has run, and the service is not draining."""
         return self.healthy and self._warm.is_set() and not self._draining
+
+    @property
+    def step_age(self) -> float:
+        """Seconds that the step in progress has taken so far; 0 between steps."""
+        return self._engine.meter.age
 
     def start(self) -> None:
         """Starts the engine's thread, which runs a few steps by itself before the service is ready."""
@@ -111,8 +115,7 @@ class Service:
         if self._draining or not self.healthy:
             raise EngineStoppedError("the server is shutting down")
         self._loop = asyncio.get_running_loop()
-        if n * len(prompts) > self._most_sequences:  # before any is made: a body may ask for millions
-            raise RequestError(f"{n * len(prompts)} sequences in one request can never be queued here", "n")
+        self.check_count(n * len(prompts))  # before there are so many
         sequences = make_sequences(
             request_id,
             prompts,
@@ -128,26 +131,28 @@ class Service:
             raise ValueError(f"a request with the id {request_id!r} is still in progress")
         self._reserve(len(sequences))
         stream = EventStream(sequences, self._abort)
-        self._streams.update((sequence.id, stream) for sequence in sequences)
+        self._streams.add(sequences, stream)
         self._commands.put(lambda: self._add(sequences))
         if self._dead:  # since the check above: nobody takes the command any more
             self._fail_all()
         return stream
 
-    async def drain(self, timeout: float) -> bool:
+    async def drain(self, timeout: float, park_seconds: float = 0.0) -> bool:
         """Takes no new requests and waits for the others, at most `timeout` seconds; then aborts them.
 
-        Returns whether all of them ended by themselves.
+        park_seconds: how long those that may be parked then have to read their last token. Returns whether all ended
+        by themselves.
         """
         self._draining = True
-        deadline = time.monotonic() + timeout
-        while self._streams and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-        done = not self._streams
-        for stream in set(self._streams.values()):
+        done = await self._streams.ended(timeout)
+        if not done and park_seconds > 0:
+            self._commands.put(self._park_all)
+            await self._streams.ended(park_seconds)
+        for stream in self._streams:
             await stream.aclose()
-        while self._streams and self.healthy:
-            await asyncio.sleep(0.005)
+        if not await self._streams.ended(STUCK_SECONDS):
+            logger.error("a step has not ended for %.0f seconds: its sequences are given up", self.step_age)
+            self._streams.fail("the server is shutting down, and the step does not end")
         return done
 
     async def stop(self) -> None:
@@ -156,7 +161,7 @@ class Service:
         self._stopping = True
         self._commands.put(lambda: None)
         if self._thread.ident is not None:
-            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._thread.join, STUCK_SECONDS)
 
     def stats(self) -> EngineStats:
         """The counters as they stand."""
@@ -169,12 +174,17 @@ class Service:
         """That can run and wait at once."""
         return self.info.slots + self._engine.scheduler.max_queue
 
+    def check_count(self, count: int, field: str = "n") -> None:
+        """Raises RequestError, naming the field: so many sequences can never be queued here."""
+        if count > self._most_sequences:
+            raise RequestError(f"{count} sequences in one request can never be queued here", field)
+
     def _reserve(self, count: int) -> None:
         """Refuses what has no room. Only the event loop counts, so the engine's thread cannot come in between."""
         slots, bound = self.info.slots, self._most_sequences
         unfinished = len(self._streams)
         if unfinished + count > bound:
-            wait = self._sequence_seconds * (unfinished + count - bound) / slots
+            wait = self._streams.sequence_seconds * (unfinished + count - bound) / slots
             raise QueueFullError(
                 f"the queue is full: {unfinished} sequences run or wait", retry_after=max(1, ceil(wait))
             )
@@ -182,19 +192,9 @@ class Service:
     def _abort(self, sequence: Sequence) -> None:
         self._commands.put(lambda: self._abort_now(sequence))
 
-    def _deliver(self, events: list[TokenEvent]) -> None:
-        for event in events:
-            final = event.finish_reason is not None
-            stream = self._streams.pop(event.sequence_id) if final else self._streams[event.sequence_id]
-            stream.deliver(event)
-            if final:
-                self._sequence_seconds += 0.1 * (stream.age - self._sequence_seconds)
-
     def _fail_all(self) -> None:
         """The engine is dead: whatever it had, or was about to get, ends here."""
-        for stream in set(self._streams.values()):
-            stream.fail("the engine has stopped")
-        self._streams.clear()
+        self._streams.fail("the engine has stopped")
 
     # In the engine's thread
 
@@ -221,10 +221,7 @@ class Service:
             return
 
     def _step(self) -> None:
-        start = time.monotonic()
-        events = self._engine.step()
-        self._counts.step(time.monotonic() - start)
-        self._post([event for event in events if event.says_something])
+        self._post([event for event in self._engine.step() if event.says_something])
 
     def _add(self, sequences: list[Sequence]) -> None:
         self._engine.add(sequences)
@@ -234,12 +231,16 @@ class Service:
         if sequence.finish_reason is None:
             self._post([self._engine.abort(sequence)])
 
+    def _park_all(self) -> None:
+        for sequence in self._engine.scheduler.unfinished():
+            self._post(self._engine.park(sequence))
+
     def _post(self, events: list[TokenEvent]) -> None:
         self._counts.deliver(events)
-        if events and not self._call_loop(self._deliver, events):
+        if events and not self._call_loop(self._streams.deliver, events):
             for sequence in self._engine.scheduler.unfinished():  # nobody is left to hear of them
                 self._engine.abort(sequence)
-            self._streams.clear()
+            self._streams.forget()
 
     def _call_loop(self, function: Callable[..., None], *arguments: object) -> bool:
         """Has the event loop call a function. Returns whether there is a loop that will."""

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +13,7 @@ import zstandard
 from ostinato.engine.blobs import BlobInfo, Blobs, Data
 from ostinato.engine.errors import StateDamagedError, StoreUnavailableError
 from ostinato.engine.state_record import CONTENT, DAMAGED, content_keys
+from ostinato.engine.steady_clock import steady_time
 
 Compression = Literal["zstd"]
 
@@ -64,7 +64,7 @@ def has_content(blobs: Blobs, packed: PackedContent) -> bool:
     leaves the other half for writing the record.
     """
     infos = stored_infos(blobs, packed.digest)
-    if not any(blobs.grace == 0 or time.time() - info.modified < blobs.grace / 2 for info in infos):
+    if not any(blobs.grace == 0 or steady_time() - info.modified < blobs.grace / 2 for info in infos):
         return False
     try:
         return load_content(blobs, packed.digest, packed.bytes) is not None
@@ -115,7 +115,7 @@ def delete_content(blobs: Blobs, digest: str) -> None:
 
 def settled(blobs: Blobs, info: BlobInfo) -> bool:
     """Whether a content that no record refers to may be deleted now, inside `exclusive`."""
-    return time.time() - info.modified >= blobs.grace
+    return steady_time() - info.modified >= blobs.grace
 
 
 def summarize(key: str, data: Data) -> ContentSummary | None:

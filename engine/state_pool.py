@@ -30,6 +30,11 @@ class State:
         return State({name: tensor.cpu() for name, tensor in self.tensors.items()}, self.num_read, self.logits)
 
     @property
+    def is_finite(self) -> bool:
+        """Whether every number of it is; the logits are looked at where they are sampled from."""
+        return all(map(all_finite, self.tensors.values()))
+
+    @property
     def num_bytes(self) -> int:
         kept = [*self.tensors.values(), *(() if self.logits is None else (self.logits,))]
         return sum(tensor.numel() * tensor.element_size() for tensor in kept)
@@ -59,7 +64,20 @@ class StatePool:
         """A copy of a slot, on the pool's device: each tensor as [layers, *shape]."""
         return {name: tensor[:, slot].clone() for name, tensor in self.tensors.items()}
 
+    def is_finite(self, slot: int) -> bool:
+        """Whether every number of a slot is."""
+        return all(all_finite(tensor[:, slot]) for tensor in self.tensors.values())
+
     def load(self, slot: int, tensors: Mapping[str, Tensor]) -> None:
         """Overwrites a slot with what `save` gave, from any device."""
         for name, tensor in self.tensors.items():
             tensor[:, slot].copy_(tensors[name])
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no number is NaN or infinite. A sum is finite only if every term is, which is far cheaper than to look at
+    each; but it may overflow.
+    """
+    if not tensor.is_floating_point():
+        return True
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())

@@ -14,7 +14,8 @@ from ostinato.engine.errors import RequestError, StateNotFoundError
 from ostinato.engine.snapshot_file import SnapshotFormat
 from ostinato.engine.snapshot_header import read_header
 from ostinato.engine.snapshots import Snapshot
-from ostinato.engine.store import StateRecord, StateStore
+from ostinato.engine.state_counts import StateCounts
+from ostinato.engine.store import StateRecord, StateStore, TierUsage
 
 MAX_ANCESTORS = 10_000  # of one state: what is deeper than that is read again
 
@@ -65,12 +66,21 @@ class States:
     def __init__(self, format: SnapshotFormat, store: StateStore, memory: int) -> None:
         self.store = store
         self.format = format
+        self.counts = StateCounts()
+        self.memory_budget = memory
+        self.usage: list[TierUsage] = []  # of the store, when somebody last looked
         self._memory = SnapshotMemory(memory)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the snapshots that are ready to be loaded."""
+        return self._memory.num_bytes
 
     def save(self, owner: str, snapshot: Snapshot, storing: Storing, *, mark: str | None = None) -> StateRecord:
         """Stores a snapshot. When this returns, it is durable. Raises StoreFullError."""
-        content = self.format.encode(snapshot, lossy=storing.lossy)
-        record = self._put(owner, content, snapshot, storing, mark)
+        with self.counts.refusals():
+            content = self.format.encode(snapshot, lossy=storing.lossy)
+            record = self._put(owner, content, snapshot, storing, mark)
         if not storing.lossy:
             self._memory.put(record.content, snapshot)
         return record
@@ -83,13 +93,16 @@ class States:
             StateDamagedError: its bytes are not the ones that were stored.
             SnapshotError: it cannot be gone on from with the served model.
         """
-        record = self.store.record(owner, state_id)
-        known = self._memory.get(record.content)
-        if known is not None:
-            return known
-        record, content = self.store.read(owner, state_id)
-        snapshot = self.format.decode(bytes(content))
+        with self.counts.refusals():
+            record = self.store.record(owner, state_id)
+            known = self._memory.get(record.content)
+            if known is not None:
+                self.counts.count_restored("memory")
+                return known
+            record, content = self.store.read(owner, state_id)
+            snapshot = self.format.decode(bytes(content))
         self._memory.put(record.content, snapshot)
+        self.counts.count_restored("store")
         return snapshot
 
     def upload(self, owner: str, content: bytes, storing: Storing) -> StateRecord:
@@ -98,9 +111,10 @@ class States:
         Raises:
             SnapshotError: it is damaged, or not of the served model.
         """
-        snapshot = self.format.decode(content)
-        lossy = read_header(content).lossy is not None
-        return self._put(owner, content, snapshot, replace(storing, lossy=lossy), None)
+        with self.counts.refusals():
+            snapshot = self.format.decode(content)
+            lossy = read_header(content).lossy is not None
+            return self._put(owner, content, snapshot, replace(storing, lossy=lossy), None)
 
     def ancestors(self, owner: str, state_id: str) -> list[StateRecord]:
         """The states that a state goes back to, nearest first, up to the first that is gone."""
@@ -169,7 +183,7 @@ class States:
         return found[:limit]
 
     def _put(self, owner: str, content: bytes, snapshot: Snapshot, storing: Storing, mark: str | None) -> StateRecord:
-        return self.store.put(
+        record = self.store.put(
             content,
             owner=owner,
             parent=snapshot.parent,
@@ -182,6 +196,8 @@ class States:
             lossy=storing.lossy,
             id=storing.id,
         )
+        self.counts.count_stored()
+        return record
 
 
 class SnapshotMemory:
@@ -191,7 +207,7 @@ class SnapshotMemory:
         self._budget = budget
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Snapshot] = OrderedDict()
-        self._num_bytes = 0
+        self.num_bytes = 0
 
     def get(self, content: str) -> Snapshot | None:
         with self._lock:
@@ -204,10 +220,10 @@ class SnapshotMemory:
             if content in self._kept or _size(snapshot) > self._budget:
                 return
             self._kept[content] = snapshot
-            self._num_bytes += _size(snapshot)
-            while self._num_bytes > self._budget:
+            self.num_bytes += _size(snapshot)
+            while self.num_bytes > self._budget:
                 _, oldest = self._kept.popitem(last=False)
-                self._num_bytes -= _size(oldest)
+                self.num_bytes -= _size(oldest)
 
 
 def _size(snapshot: Snapshot) -> int:

@@ -1,6 +1,7 @@
 """What becomes of a sampled token: text, and the decision whether its sequence ends with it."""
 
-from ostinato.engine.types import FinishReason, Sampled, Sequence, TokenEvent
+from ostinato.engine.errors import NotFiniteError
+from ostinato.engine.types import Fault, FinishReason, Sampled, Sequence, TokenEvent
 
 
 def accept(sequence: Sequence, sampled: Sampled, eos_token_ids: frozenset[int]) -> TokenEvent:
@@ -9,7 +10,7 @@ def accept(sequence: Sequence, sampled: Sampled, eos_token_ids: frozenset[int]) 
     A token that ends the sequence (end of text, or one of `stop_token_ids`) is reported by id, not as text.
     """
     if sampled.error is not None:
-        return failure(sequence, sampled.error)
+        return failure(sequence, sampled.error, sampled.fault)
     if sampled.token_id is None:
         return _after_prompt_chunk(sequence, sampled)
     token_id, can_stop = sampled.token_id, sequence.allows_stop
@@ -47,9 +48,14 @@ def stop_tokens(sequence: Sequence, eos_token_ids: frozenset[int]) -> frozenset[
     return ids if sequence.params.ignore_eos else ids | eos_token_ids
 
 
-def failure(sequence: Sequence, error: str) -> TokenEvent:
+def failure(sequence: Sequence, error: str, fault: Fault = Fault.STEP) -> TokenEvent:
     """The final event of a sequence that cannot go on."""
-    return TokenEvent(sequence.id, sequence.index, finish_reason=FinishReason.ERROR, error=error)
+    return TokenEvent(sequence.id, sequence.index, finish_reason=FinishReason.ERROR, error=error, fault=fault)
+
+
+def failed(sequence: Sequence, error: Exception) -> TokenEvent:
+    """The same, by what was raised."""
+    return failure(sequence, str(error), Fault.STATE if isinstance(error, NotFiniteError) else Fault.STEP)
 
 
 def aborted(sequence: Sequence) -> TokenEvent:

@@ -17,7 +17,6 @@ on from goes last. Whoever works from a state and has not stored what it becomes
 not make enough room, nothing is evicted, and the put fails.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -30,6 +29,7 @@ from ostinato.engine.main_tier import MainTier, is_expired
 from ostinato.engine.owner_budget import LimitOf, no_limit
 from ostinato.engine.state_content import Compression, pack
 from ostinato.engine.state_record import UNCHANGED, StateRecord, Unchanged, check_id, check_owner, fork_id
+from ostinato.engine.steady_clock import steady_time
 from ostinato.engine.store_repair import RepairReport, repair_tier
 from ostinato.engine.tier_budget import Tier, TierUsage
 
@@ -47,7 +47,7 @@ class StateStore:
         self,
         tiers: Sequence[Tier],
         compression: Compression | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = steady_time,
         owner_limit: LimitOf = no_limit,
     ) -> None:
         """`clock` gives seconds since 1970. Contents are compressed from now on; what is stored is read either way.

@@ -6,6 +6,7 @@ A request's way: `Sequence` (one stream of tokens) -> `StepPlan` (what one step 
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,12 +21,22 @@ if TYPE_CHECKING:
 
 
 class FinishReason(enum.StrEnum):
-    """Why a sequence ended. `STOP` and `LENGTH` are OpenAI's; the other two end a stream early."""
+    """Why a sequence ended. `STOP` and `LENGTH` are OpenAI's; others end a stream early, `PARKED` with a snapshot."""
 
     STOP = "stop"
     LENGTH = "length"
+    PARKED = "parked"
     ABORTED = "aborted"
     ERROR = "error"
+
+
+class Fault(enum.StrEnum):
+    """What a sequence with `FinishReason.ERROR` died of: an exception, numbers that are not finite, or nobody's ear."""
+
+    STEP = "step"
+    LOGITS = "logits"
+    STATE = "state"
+    SLOW_READER = "slow_reader"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +117,9 @@ class Sequence:
     closing: Closing | None = None  # it has its answer, and reads the rest of the log for the state to be stored
     followers: list[Sequence] = field(default_factory=list)  # choices that wait until this one has read the prompt
     held_back: bool = False  # is such a follower
+    park: Keep | None = None  # how it is stored where the server goes down before its end; None: it is not
+    arrived: float = field(default_factory=time.monotonic)
+    waited: float | None = None  # seconds until it had its first slot; None: it has had none
 
     def __post_init__(self) -> None:
         if self.params.repetition_penalty != 1.0:
@@ -215,6 +229,7 @@ class Sampled:
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
     error: str | None = None  # the logits of this sequence cannot be used
+    fault: Fault = Fault.STEP  # with an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,10 +249,12 @@ class TokenEvent:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or token id that ended it
-    error: str | None = None  # with FinishReason.ERROR
+    error: str | None = None  # with FinishReason.ERROR, and
+    fault: Fault | None = None  # what kind of error it is
     snapshots: tuple[Snapshot, ...] = ()  # that were asked for; the one at the end comes last, with `finish_reason`
     reused: int = 0  # with `finish_reason`: tokens of the log that did not have to be read, and why not more
     reuse: Reuse = Reuse.OFF
+    waited: float = 0.0  # with `finish_reason`: seconds until it had its first slot, or its end if it never had one
 
     @property
     def says_something(self) -> bool:

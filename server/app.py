@@ -27,34 +27,44 @@ from ostinato.server.state_files import state_files_router
 from ostinato.server.state_store import open_states, sweep
 from ostinato.server.states import states_router
 from ostinato.server.tokens import tokens_router
+from ostinato.server.tracing import Tracing, open_tracing
 
 if TYPE_CHECKING:
     from ostinato.engine.service import Service
     from ostinato.server.settings import ServerSettings
 
 
-def create_app(service: Service, settings: ServerSettings, access: Access | None = None) -> FastAPI:
-    """The application that serves `service`. Its lifespan starts and stops the service's loop. access: who may use it;
-    None: as the settings say.
+def create_app(
+    service: Service, settings: ServerSettings, access: Access | None = None, tracing: Tracing | None = None
+) -> FastAPI:
+    """The application that serves `service`. Its lifespan starts and stops the service's loop.
 
-    Raises StoreUnavailableError, KeyFileError, WeakKeyError: the state store or the API keys cannot be opened.
+    access: who may use it; tracing: where traces go. None: as the settings say.
+
+    Raises:
+        StoreUnavailableError, KeyFileError, WeakKeyError: the state store or the API keys cannot be opened.
+        TracingError: traces are asked for, but cannot be sent.
 
     The API is described at /openapi.json. There is no page that renders it: the usual ones load scripts from afar.
     """
     access = access or open_access(settings)
+    tracing = tracing or open_tracing(settings.otlp_endpoint)
     states = open_states(service, settings, access.state_bytes)
-    context = Context(service, settings, Metrics(service), states, access.meters)
+    context = Context(service, settings, Metrics(service, states), states, access.meters)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
-        sweeper = None if context.states is None else asyncio.create_task(sweep(context.states.store))
+        sweeper = None if context.states is None else asyncio.create_task(sweep(context.states))
         try:
             yield
         finally:
             if sweeper is not None:
                 sweeper.cancel()
             await service.stop()
+            context.tokenizing.shutdown(wait=False)
+            if tracing is not None:
+                await asyncio.to_thread(tracing.shutdown)
 
     app = FastAPI(
         title="Ostinato",
@@ -81,5 +91,5 @@ def create_app(service: Service, settings: ServerSettings, access: Access | None
     install_error_handlers(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, max_state_bytes=settings.max_state_bytes)
     secure(app, settings, access)
-    app.add_middleware(RequestLog, metrics=context.metrics)
+    app.add_middleware(RequestLog, metrics=context.metrics, tracing=tracing)
     return app

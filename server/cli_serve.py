@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import typer
 
 from ostinato.engine.config import DTypeName, EngineConfig
 from ostinato.server import cli_options as opt
 from ostinato.server import cli_security as sec
+from ostinato.server.log_format import set_up_logging
 from ostinato.server.settings import ServerSettings
 
+logger = logging.getLogger(__name__)
+
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
+LOG_FORMATS = ("text", "json")
 DEFAULT_BODY = 8 * 2**20
 DEFAULT_STORE = 10 * 2**30
 DEFAULT_STATE_CACHE = 2**30
@@ -37,6 +41,12 @@ def default_state_folder() -> str:
     """By the XDG base directory specification: `$XDG_STATE_HOME/ostinato/states`."""
     home = os.environ.get("XDG_STATE_HOME", "")
     return str((Path(home) if home else Path.home() / ".local" / "state") / "ostinato" / "states")
+
+
+def _log_format(value: str) -> str:
+    if value not in LOG_FORMATS:
+        raise typer.BadParameter(f"must be one of {', '.join(LOG_FORMATS)}")
+    return value
 
 
 def _log_level(value: str) -> str:
@@ -93,6 +103,21 @@ MaxState = Annotated[
 ]
 
 
+ParkOnDrain = Annotated[
+    bool,
+    typer.Option("--park-on-drain", help="Store the states of requests that outlast --drain-seconds, to go on from."),
+]
+StepTimeout = Annotated[float, typer.Option(min=0.1, help="Seconds after which /ready reports a step as stuck.")]
+OtlpEndpoint = Annotated[
+    str | None,
+    typer.Option(
+        envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
+        metavar="URL",
+        help="Send traces to this collector by OTLP over HTTP. Needs ostinato[otel].",
+    ),
+]
+
+
 def serve(
     model: opt.Model = opt.DEMO,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of them.")] = "127.0.0.1",
@@ -123,7 +148,12 @@ def serve(
     open_metrics: sec.OpenMetrics = False,
     cors_origin: sec.CorsOrigins = None,
     drain_seconds: Annotated[float, typer.Option(min=0, help="How long SIGTERM lets running requests go on.")] = 30.0,
+    park_on_drain: ParkOnDrain = False,
+    step_timeout: StepTimeout = 120.0,
     log_level: Annotated[str, typer.Option(callback=_log_level, help=f"One of {', '.join(LOG_LEVELS)}.")] = "info",
+    log_format: Annotated[str, typer.Option(callback=_log_format, help=f"One of {', '.join(LOG_FORMATS)}.")] = "text",
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Let the log show prompts.")] = False,
+    otlp_endpoint: OtlpEndpoint = None,
 ) -> None:
     """Serve MODEL over HTTP with the OpenAI API, until Ctrl-C or SIGTERM; both let running requests finish."""
     engine = EngineConfig(
@@ -153,6 +183,11 @@ def serve(
         state_compression=state_compression,
         max_state_bytes=max_state or DEFAULT_STATE,
         drain_seconds=drain_seconds,
+        park_on_drain=park_on_drain,
+        step_timeout=step_timeout,
+        log_format=cast(Literal["text", "json"], log_format),  # _log_format checks it
+        log_prompts=log_prompts,
+        otlp_endpoint=otlp_endpoint,
         served_model_name=served_model_name or opt.api_name(model),
         log_level=log_level,
         max_connections=max_connections,
@@ -166,7 +201,7 @@ def serve(
 
 def load_and_run(settings: ServerSettings) -> None:
     """The port first, then the model: a port in use should not cost a minute of loading."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s:     %(name)s: %(message)s")
+    set_up_logging(settings.log_level, settings.log_format)
     from ostinato.engine.loading import load_service
     from ostinato.server.console import loading_bar, show_capacity, show_ready
     from ostinato.server.security import open_access, warn_if_open
@@ -176,6 +211,11 @@ def load_and_run(settings: ServerSettings) -> None:
     with open_socket(settings.host, settings.port) as listener:
         warn_if_open(listener, settings)
         url = url_of(listener)
+        if settings.log_format == "json":  # bars and tables are for people
+            service = load_service(settings.engine)
+            name = settings.served_model_name or service.model_name
+            run_server(service, settings, listener, lambda: logger.info("Ready at %s with %s", url, name))
+            return
         with loading_bar() as report:
             service = load_service(settings.engine, progress=report)
         name = settings.served_model_name or service.model_name

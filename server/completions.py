@@ -43,7 +43,9 @@ def completions_router(context: Context) -> APIRouter:
         )
         prompts = await completion_prompts(context, body, states)
         states.checkpoints = _checkpoints(body, prompts)
-        job = Job(new_id("cmpl-"), prompts, params, body.best_of or body.n, body.priority, started, states)
+        each = body.best_of or body.n
+        context.service.check_count(each * len(prompts), "best_of" if body.best_of else "n")
+        job = Job(new_id("cmpl-"), prompts, params, each, body.priority, started, states)
         writer = CompletionWriter(context, body, job)
         if body.stream:
             return SseResponse(writer.chunks())

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from ostinato.server.errors import ModelNotFoundError
 from ostinato.server.meters import Meters
 from ostinato.server.metrics import Metrics
 from ostinato.server.protocol import CompletionRequest
+from ostinato.server.save_room import LEAST_ROOM, SaveRoom
 
 if TYPE_CHECKING:
     from ostinato.engine.service import Service
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
     from ostinato.server.settings import ServerSettings
 
 INLINE_CHARACTERS = 8192  # longer texts are tokenized in a thread, so that streams of others go on
+
+
+def _tokenizing_threads() -> ThreadPoolExecutor:
+    """Of their own: all others may be waiting for a slow state store."""
+    return ThreadPoolExecutor(2, "tokenizing")
 
 
 @dataclass(frozen=True)
@@ -35,11 +42,18 @@ class Context:
     metrics: Metrics
     states: States | None = None  # None: this server keeps none
     meters: Meters = field(default_factory=Meters)  # what each API key has used
+    tokenizing: ThreadPoolExecutor = field(default_factory=_tokenizing_threads)
     created: int = field(default_factory=lambda: int(time.time()))  # when the model was loaded, seconds since 1970
 
     @cached_property
     def model_name(self) -> str:
         return self.settings.served_model_name or self.service.model_name
+
+    @cached_property
+    def saving(self) -> SaveRoom:
+        """A state for each sequence that may run or wait fits in; so only checkpoints can be too many."""
+        info = self.service.info
+        return SaveRoom(max(LEAST_ROOM, (info.slots + self.service.stats().max_queue) * info.bytes_per_state))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -82,7 +96,9 @@ class Context:
 
         try:
             short = sum(map(len, texts)) <= INLINE_CHARACTERS
-            return encode_all() if short else await asyncio.to_thread(encode_all)
+            if short:
+                return encode_all()
+            return await asyncio.get_running_loop().run_in_executor(self.tokenizing, encode_all)
         except RequestError as error:
             raise RequestError(f"{field_name}: {error}", field_name) from None
 

@@ -16,12 +16,14 @@ from starlette.types import Scope
 
 from ostinato.engine.errors import (
     EngineStoppedError,
+    NotFiniteError,
     OstinatoError,
     OtherDTypeError,
     OtherModelError,
     OtherTokenizerError,
     QueueFullError,
     RequestError,
+    SlowReaderError,
     SnapshotFormatError,
     SnapshotValueError,
     StateDamagedError,
@@ -100,7 +102,9 @@ BY_TYPE: dict[type[Exception], Answer] = {
     QueueFullError: Answer(429, "rate_limit_error", "queue_full"),
     NotReadyError: Answer(503, SERVER, "not_ready"),
     EngineStoppedError: Answer(503, SERVER, "engine_stopped"),
+    NotFiniteError: Answer(500, SERVER, "not_finite"),
     StepError: Answer(500, SERVER, "step_failed"),
+    SlowReaderError: Answer(503, SERVER, "slow_reader"),
     SnapshotFormatError: Answer(400, INVALID, "state_invalid"),
     SnapshotValueError: Answer(400, INVALID, "state_not_finite"),
     OtherModelError: Answer(409, INVALID, "state_of_other_model"),
@@ -121,6 +125,7 @@ BY_STATUS: dict[int, Answer] = {
     405: Answer(405, INVALID, "method_not_allowed"),
     413: Answer(413, INVALID, "body_too_large"),
     415: Answer(415, INVALID, "unsupported_media_type"),
+    429: Answer(429, "rate_limit_error", "queue_full"),
     416: Answer(416, INVALID, "range_not_satisfiable"),
     431: Answer(431, INVALID, "headers_too_large"),
 }

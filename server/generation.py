@@ -11,16 +11,18 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from ostinato.engine.errors import EngineStoppedError, StepError
+from ostinato.engine.errors import EngineStoppedError, NotFiniteError, SlowReaderError, StepError
 from ostinato.engine.sampling_params import SamplingParams
-from ostinato.engine.types import FinishReason, Reuse, TokenEvent
+from ostinato.engine.types import Fault, FinishReason, Reuse, TokenEvent
 from ostinato.server.context import Context
 from ostinato.server.job_states import JobStates
 from ostinato.server.metrics import TokenClock
 from ostinato.server.replies import CachedTokens, Usage
 from ostinato.server.replies import FinishReason as WireReason
+from ostinato.server.request_record import RequestRecord, current_record
 
 Piece = TypeVar("Piece")
+LONGEST_PROMPT = 10_000  # characters of a prompt in the log, where it may be there at all
 
 
 @dataclass(slots=True)
@@ -43,6 +45,12 @@ class Job:
     @property
     def choices(self) -> int:
         return len(self.prompts) * self.n
+
+    @property
+    def num_states(self) -> int:
+        """That it may leave behind: at its choices' ends, and at the checkpoints of its prompts."""
+        keeps = self.states.storing is not None or self.states.parking is not None
+        return self.choices + len(self.prompts) * len(self.states.checkpoints) if keeps else 0
 
     def prompt_of(self, index: int) -> tuple[int, ...]:
         """The prompt that choice `index` continues."""
@@ -94,28 +102,48 @@ async def run(context: Context, job: Job) -> AsyncGenerator[TokenEvent, None]:
         RequestError, QueueFullError, RateLimitError, EngineStoppedError: before the first event, when the job is not
             accepted.
         StepError: a step failed for one of the sequences.
+        SlowReaderError: the events were not taken.
         EngineStoppedError: the server shut down before the end.
         StateStoreError: a state could not be stored.
     """
     clock = TokenClock(context.metrics, job.started)
+    record = _recorded(context, job)
     meter, read = context.meters.of(job.states.owner), sum(map(len, job.prompts))
     meter.check_tokens(read)
-    with job.states.hold():
+    with job.states.hold(), context.saving.taking(job.num_states * context.service.info.bytes_per_state):
         stream = context.service.submit(
             job.id, job.prompts, job.params, n=job.n, priority=job.priority, states=job.states.continuation()
         )
         meter.take_tokens(read)
         async with stream:
             async for event in stream:
+                record.note(event)
                 _raise_if_failed(event)
                 clock.tick(event)
                 job.count(event)
                 meter.take_tokens(len(event.token_ids))
+                record.cached_tokens = job.cached
                 await job.states.take(event)
                 yield event
 
 
+def _recorded(context: Context, job: Job) -> RequestRecord:
+    """The record of the request that is being handled, with what is known before the first event."""
+    record = current_record() or RequestRecord(job.id, "", "")
+    record.submitted = time.perf_counter()
+    record.prompt_tokens = job.usage().prompt_tokens
+    if context.settings.log_prompts:
+        tokenizer = context.service.tokenizer
+        texts = (str(ids) if tokenizer is None else tokenizer.decode(ids) for ids in job.prompts)
+        record.prompts = [text[:LONGEST_PROMPT] for text in texts]
+    return record
+
+
 def _raise_if_failed(event: TokenEvent) -> None:
+    if event.fault in (Fault.LOGITS, Fault.STATE):
+        raise NotFiniteError(f"{event.error}, so this request cannot go on; states that it stored are whole")
+    if event.fault is Fault.SLOW_READER:
+        raise SlowReaderError(f"the answer was not taken: {event.error}")
     if event.finish_reason is FinishReason.ERROR:
         raise StepError(f"engine step failed: {event.error}")
     if event.finish_reason is FinishReason.ABORTED:
@@ -123,7 +151,7 @@ def _raise_if_failed(event: TokenEvent) -> None:
 
 
 def wire_reason(event: TokenEvent) -> WireReason | None:
-    """As OpenAI names it; the other two reasons never reach an answer."""
+    """As OpenAI names it: a parked answer is one that was cut. The other two reasons never reach an answer."""
     if event.finish_reason is None:
         return None
     return "stop" if event.finish_reason is FinishReason.STOP else "length"

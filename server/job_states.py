@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,11 +17,15 @@ from ostinato.engine.initial_states import InitialState, choose_initial_state
 from ostinato.engine.keeping import Keep
 from ostinato.engine.snapshots import Snapshot
 from ostinato.engine.states import States, Storing
+from ostinato.engine.steady_clock import steady_time
 from ostinato.engine.store import StateRecord
-from ostinato.engine.types import TokenEvent
+from ostinato.engine.types import FinishReason, TokenEvent
 from ostinato.server.context import Context
 from ostinato.server.protocol import StoreOptions
 from ostinato.server.replies import StateReply
+
+PARKED = "parked"  # the mark of a state that was stored because the server went down
+PARKED_SECONDS = 24 * 3600.0  # that such a state is kept of a request that did not ask for one
 
 
 def owner_of(request: Request) -> str:
@@ -42,7 +45,7 @@ def storing_of(store: bool | float | StoreOptions) -> Storing | None:
     if isinstance(store, bool):
         return Storing() if store else None
     if not isinstance(store, StoreOptions):
-        return Storing(expires=time.time() + store)
+        return Storing(expires=steady_time() + store)
     return Storing(
         expires=expires_in(store.ttl),
         labels=tuple(dict.fromkeys(store.labels)),
@@ -54,7 +57,7 @@ def storing_of(store: bool | float | StoreOptions) -> Storing | None:
 
 def expires_in(ttl: float | None) -> float | None:
     """Seconds since 1970; None for never."""
-    return None if ttl is None else time.time() + ttl
+    return None if ttl is None else steady_time() + ttl
 
 
 @dataclass(slots=True)
@@ -64,8 +67,8 @@ class JobStates:
     start, parent: what it goes on from, and its id. storing: how the state at the end is stored; None: it is not.
     caches: whether the prefix cache is used. checkpoints: lengths of its prompt at which the state is to be kept, with
     their names; stops: of each prompt, those at which the prefix cache is to keep it. marks, ends: what was stored of
-    each choice: at checkpoints, in order, and at its end. initial: the memory before the first token. region:
-    see `Continuation`.
+    each choice: at checkpoints, in order, and at its end. initial: the memory before the first token. region: see
+    `Continuation`. parking: how the state is stored where the server goes down before the end; None: it is not.
     """
 
     owner: str
@@ -79,6 +82,7 @@ class JobStates:
     open_turn: bool = False
     initial: InitialState | None = None
     region: int = 0
+    parking: Storing | None = None
     marks: dict[int, list[StateReply]] = field(default_factory=dict)
     ends: dict[int, StateReply] = field(default_factory=dict)
 
@@ -94,15 +98,18 @@ class JobStates:
                 "checkpoints: nothing keeps them; ask for store, or let the prefix cache be used (cache_prompt)",
                 "checkpoints",
             )
-        keep = None
+        keep, park = self._keep(self.storing), self._keep(self.parking)
         marks = frozenset(self.tokens_before + length for length in self.checkpoints)
-        if self.storing is not None:
-            private = self.storing.private or (self.start is not None and self.start.log.tokens is None)
-            keep = Keep(private=private, open_turn=self.open_turn)
         scope = self.owner if self.caches else None
         own = [frozenset(self.tokens_before + length for length in of_prompt) for of_prompt in self.stops]
         stops = own if self.caches else ()
-        return Continuation(self.start, self.parent, keep, scope, marks, self.initial, stops, self.region)
+        return Continuation(self.start, self.parent, keep, scope, marks, self.initial, stops, self.region, park)
+
+    def _keep(self, storing: Storing | None) -> Keep | None:
+        if storing is None:
+            return None
+        private = storing.private or (self.start is not None and self.start.log.tokens is None)
+        return Keep(private=private, open_turn=self.open_turn)
 
     def hold(self) -> AbstractContextManager[None]:
         """While this is open, the state that the request goes on from is not evicted."""
@@ -114,19 +121,21 @@ class JobStates:
         """Stores what an event brought. Raises StateStoreError."""
         for i, snapshot in enumerate(event.snapshots):
             if event.finish_reason is not None and i == len(event.snapshots) - 1:
-                self.ends[event.index] = await self._store(event.index, snapshot, at_end=True)
+                parked = event.finish_reason is FinishReason.PARKED
+                self.ends[event.index] = await self._store(event.index, snapshot, at_end=True, parked=parked)
             elif not _is_the_end(event, snapshot):
                 reply = await self._store(event.index, snapshot, at_end=False)
                 self.marks.setdefault(event.index, []).append(reply)
 
-    async def _store(self, index: int, snapshot: Snapshot, *, at_end: bool) -> StateReply:
+    async def _store(self, index: int, snapshot: Snapshot, *, at_end: bool, parked: bool = False) -> StateReply:
         """Each goes back to the one before, so that a checkpoint lies on the way to the end."""
+        wanted = self.parking if parked else self.storing
         assert self.states is not None  # nothing is kept otherwise
-        assert self.storing is not None
+        assert wanted is not None
         before = self.marks.get(index)
         snapshot = replace(snapshot, parent=before[-1].id if before else self.parent)
-        storing = self.storing if at_end else replace(self.storing, labels=(), id=None)
-        mark = self.checkpoints.get(snapshot.log.length - self.tokens_before)
+        storing = wanted if at_end else replace(wanted, labels=(), id=None)
+        mark = PARKED if parked else self.checkpoints.get(snapshot.log.length - self.tokens_before)
         record = await asyncio.to_thread(self.states.save, self.owner, snapshot, storing, mark=mark)
         return reply_of(record, snapshot)
 
@@ -169,7 +178,8 @@ async def job_states(
         await asyncio.to_thread(states.store.check_room, owner, least)
     start = None
     if state is not None and states is not None:
-        start = await asyncio.to_thread(states.load, owner, state)
+        with context.metrics.restore.time():
+            start = await asyncio.to_thread(states.load, owner, state)
     return JobStates(
         owner=owner,
         states=states,
@@ -179,8 +189,15 @@ async def job_states(
         checkpoints=checkpoints or {},
         caches=caches and context.service.stats().cache_budget > 0,
         open_turn=open_turn,
+        parking=_parking(context, storing),
         initial=choose_initial_state(context.service.initial_states, initial) if state is None else None,
     )
+
+
+def _parking(context: Context, storing: Storing | None) -> Storing | None:
+    if context.states is None or not context.settings.park_on_drain:
+        return None
+    return storing or Storing(expires=expires_in(PARKED_SECONDS))
 
 
 def reply_of(record: StateRecord, snapshot: Snapshot | None = None) -> StateReply:

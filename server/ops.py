@@ -41,6 +41,9 @@ def ops_router(context: Context) -> APIRouter:
             raise NotReadyError("the engine loop is not running")
         if not context.service.ready:
             raise NotReadyError("the server is warming up or shutting down")
+        seconds = context.service.step_age
+        if seconds > context.settings.step_timeout:
+            raise NotReadyError(f"a step has not ended for {seconds:.0f} seconds")
         return Status(status="ready")
 
     @router.get("/metrics", response_class=Response, responses=METRICS)

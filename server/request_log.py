@@ -1,4 +1,4 @@
-"""The outermost layer of every request: its id, its record in the metrics, and the last catch."""
+"""The outermost layer of every request: its id, its line in the log, its record in the metrics, and the last catch."""
 
 from __future__ import annotations
 
@@ -11,35 +11,40 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ostinato.server.errors import ClientDisconnectedError, error_response
+from ostinato.server.log_format import as_text
 from ostinato.server.metrics import Metrics
+from ostinato.server.request_record import RequestRecord, begin_record
+from ostinato.server.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
 CLIENT_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+PROBES = frozenset({"/health", "/ready", "/metrics"})  # asked every few seconds: logged at the level debug
+LONGEST_PATH = 200
 
 
 class RequestLog:
-    """Pure ASGI middleware. Returns `x-request-id` (the client's own, where it sent a plain one), counts and times the
-    request, and turns what nobody caught into a 500 in the usual shape; the traceback goes to the log.
+    """Pure ASGI middleware. Returns `x-request-id` (the client's own, where it sent a plain one), logs, counts, times
+    and traces the request, and turns what nobody caught into a 500 in the usual shape; the traceback goes to the log.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self.app = app
         self.metrics = metrics
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 0
-        request_id = _request_id(scope)
+        record = RequestRecord(_request_id(scope), scope["method"], scope["path"][:LONGEST_PATH])
+        begin_record(record)
         state = scope["state"] = {**scope.get("state", {}), "outcome": None}
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(raw=message["headers"])["x-request-id"] = request_id
+                record.status = message["status"]
+                MutableHeaders(raw=message["headers"])["x-request-id"] = record.id
             await send(message)
 
         try:
@@ -47,14 +52,24 @@ class RequestLog:
         except ClientDisconnectedError:
             state["outcome"] = "disconnected"
         except Exception as error:
-            logger.exception("request %s failed", request_id)
+            logger.exception("request %s failed", record.id)
             state["outcome"] = "error"
-            if status:
+            if record.status:
                 raise
             await error_response(error)(scope, receive, send_with_id)
         finally:
-            outcome = state["outcome"] or _outcome(status)
-            self.metrics.request_ended(_route(scope), outcome, time.perf_counter() - started)
+            record.outcome, record.route = state["outcome"] or _outcome(record.status), _route(scope)
+            self._ended(record, Headers(scope=scope))
+
+    def _ended(self, record: RequestRecord, headers: Headers) -> None:
+        record.ended = time.perf_counter()
+        self.metrics.request_ended(record.route, record.outcome, record.ended - record.started)
+        level = logging.DEBUG if record.route in PROBES and record.outcome == "ok" else logging.INFO
+        if logger.isEnabledFor(level):
+            fields = record.fields()
+            logger.log(level, "%s", as_text(fields), extra={"fields": fields})
+        if self.tracing is not None:
+            self.tracing.record(record, headers)
 
 
 def _request_id(scope: Scope) -> str:

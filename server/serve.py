@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.05
 KEEP_ALIVE_SECONDS = 75  # longer than clients keep idle connections, so that they do not write to a closing one
+PARK_SECONDS = 10.0  # after a drain, for what still runs to be stored
 LAST_WORDS_SECONDS = 2  # for the final events to go out after a drain
 
 
@@ -66,7 +67,8 @@ def run_server(
     """Serve until a signal. `on_ready` is called once a completion would be served.
 
     SIGTERM or SIGINT drains: no new connections and requests, running requests go on for up to
-    `settings.drain_seconds`, then the rest is aborted with a final event. A second signal ends the process at once.
+    `settings.drain_seconds`, then the rest is parked, if that is asked for, or aborted with a final event. A second
+    signal ends the process at once.
 
     Raises:
         EngineStoppedError: the engine's thread ended, which only an error in it can cause.
@@ -83,6 +85,7 @@ class DrainingServer(uvicorn.Server):
     """
 
     def __init__(self, service: Service, settings: ServerSettings, on_ready: Callable[[], None]) -> None:
+        self.park_seconds = PARK_SECONDS if settings.park_on_drain else 0.0
         super().__init__(
             uvicorn.Config(
                 create_app(service, settings),
@@ -93,7 +96,9 @@ class DrainingServer(uvicorn.Server):
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=math.ceil(settings.drain_seconds) + LAST_WORDS_SECONDS,
+                timeout_graceful_shutdown=math.ceil(settings.drain_seconds + self.park_seconds) + LAST_WORDS_SECONDS,
+                log_config=None if settings.log_format == "json" else uvicorn.config.LOGGING_CONFIG,
+                access_log=False,  # it would show prompts in queries; RequestLog has a line for each request
             )
         )
         self.service = service
@@ -119,7 +124,7 @@ class DrainingServer(uvicorn.Server):
 
         Those that do not, because their client neither reads nor finishes its request, are cut off a little later.
         """
-        drain = asyncio.create_task(self.service.drain(self.drain_seconds))
+        drain = asyncio.create_task(self.service.drain(self.drain_seconds, self.park_seconds))
         await super().shutdown(sockets)
         await drain
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from ostinato.engine.config import EngineConfig
@@ -23,6 +23,11 @@ class ServerSettings:
     state_compression: bool = False
     max_state_bytes: int = 2**30  # of an uploaded state
     drain_seconds: float = 30.0  # how long SIGTERM lets running requests go on
+    park_on_drain: bool = False  # store the states of requests that outlast it
+    step_timeout: float = 120.0  # seconds after which a step counts as stuck
+    log_format: Literal["text", "json"] = "text"
+    log_prompts: bool = False
+    otlp_endpoint: str | None = None  # where traces go
     served_model_name: str | None = None  # None: the name of the loaded model
     completion_max_tokens: int = 16  # of /v1/completions when the request names none, as with OpenAI
     chat_max_tokens: int = 1024  # of /v1/chat/completions when the request names none

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ostinato.engine.blobs import open_blobs
@@ -30,13 +31,23 @@ def open_states(service: Service, settings: ServerSettings, owner_limit: LimitOf
     return States(service.snapshots, store, settings.state_memory_bytes)
 
 
-async def sweep(store: StateStore) -> None:
-    """Deletes now and then what has expired or is beyond the budgets, until it is cancelled."""
+async def sweep(states: States) -> None:
+    """Deletes now and then what has expired or is beyond the budgets, and notes what is there, until cancelled."""
+
+    def look() -> None:
+        states.usage = states.store.usage()
+
     while True:
+        await _attempt(look)
         await asyncio.sleep(SWEEP_SECONDS)
-        try:
-            await asyncio.to_thread(store.sweep)
-        except StateStoreError as error:
-            logger.warning("the state store could not be swept: %s", error)
-        except Exception:  # a bug: the next sweep is to come all the same
-            logger.exception("a sweep of the state store failed")
+        await _attempt(states.store.sweep)
+
+
+async def _attempt(work: Callable[[], None]) -> None:
+    """The next one is to come, whatever happens in this one."""
+    try:
+        await asyncio.to_thread(work)
+    except StateStoreError as error:
+        logger.warning("the state store could not be swept: %s", error)
+    except Exception:
+        logger.exception("a sweep of the state store failed")

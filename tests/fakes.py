@@ -77,6 +77,9 @@ class ScriptedRunner:
     def clear(self, slot: int) -> None:
         self.states.pop(slot, None)
 
+    def is_finite(self, slot: int) -> bool:
+        return True  # tokens are
+
     def save(self, slot: int, num_read: int, logits: torch.Tensor | None = None) -> State:
         if len(self.states.get(slot, [])) != num_read:
             self.misuse.append(f"slot {slot} is saved as {num_read} tokens, it has {len(self.states.get(slot, []))}")

@@ -60,13 +60,16 @@ def test_series_and_labels_exist(where: str, scrape: dict[str, Series]) -> None:
 @pytest.mark.parametrize("where", EXPRESSIONS)
 def test_values_of_labels_exist(where: str, scrape: dict[str, Series]) -> None:
     known = {
-        "outcome": outcomes(scrape),
-        "reason": {str(reason) for reason in FinishReason},
-        "route": scrape["ostinato_requests_total"].labels["route"],
+        ("ostinato_requests_total", "outcome"): outcomes(scrape),
+        ("ostinato_requests_total", "route"): scrape["ostinato_requests_total"].labels["route"],
+        ("ostinato_sequences_total", "reason"): {str(reason) for reason in FinishReason},
+        ("ostinato_states_refused_total", "reason"): scrape["ostinato_states_refused_total"].labels["reason"],
     }
     for matcher in names_in(EXPRESSIONS[where]).matchers:
-        for pattern in matcher.value.split("|") if matcher.label in known else ():
-            assert any(re.fullmatch(pattern, value) for value in known[matcher.label]), matcher
+        if matcher.label in TARGET_LABELS:
+            continue
+        for pattern in matcher.value.split("|"):
+            assert any(re.fullmatch(pattern, value) for value in known[matcher.metric, matcher.label]), matcher
 
 
 def test_the_help_lists_the_outcomes(scrape: dict[str, Series]) -> None:

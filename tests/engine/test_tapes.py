@@ -1,6 +1,7 @@
 """Decode steps as tapes, on the CPU's kernels: the bits of plain steps, for every architecture and in any batches."""
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -57,3 +58,47 @@ def test_an_engine_on_the_cpu_decodes_with_tapes(monkeypatch: pytest.MonkeyPatch
     llm.generate([[1, 2], [3], [4, 5, 6]])
     assert sorted(set(recorded)) == sorted(recorded), "a batch size was recorded twice"
     assert 3 in recorded
+
+
+class BreakingTapes:
+    """A `Record` whose function or replay raises when it is told to, after having done its work."""
+
+    def __init__(self) -> None:
+        self.breaks, self.recorded = False, 0
+
+    def __call__(self, function: Callable[[], Tensor]) -> tuple[Tensor, tape.Replay]:
+        self.recorded += 1
+        result, replay = tape.record(lambda: self._run(function))
+        return result, lambda: self._run(replay)
+
+    def _run(self, function: Callable[[], Tensor]) -> Tensor:
+        result = function()
+        if self.breaks:
+            raise RuntimeError("a kernel died")
+        return result
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["while it is recorded", "while it is replayed"])
+def test_a_tape_of_a_step_that_failed_is_discarded(known: bool) -> None:
+    """The next step of that size records anew, and has the bits of a plain one; other tapes stay."""
+    with torch.inference_mode():
+        model = load_model(open_checkpoint(CHECKPOINTS["GLAForCausalLM"]))
+    breaking, pools = BreakingTapes(), [StatePool(model.state_spec, SLOTS) for _ in range(2)]
+    taped, plain = Runner(model, pools[0], "cpu", record=breaking), Runner(model, pools[1], "cpu")
+
+    def step(size: int) -> StepPlan:
+        return StepPlan(tuple(decoding(slot, 3 + slot) for slot in range(size)))
+
+    for size in (2, 3) if known else (2,):
+        assert torch.equal(taped.run(step(size)).rows, plain.run(step(size)).rows)
+    breaking.breaks = True
+    with pytest.raises(RuntimeError, match="a kernel died"):
+        taped.run(step(3))
+    breaking.breaks = False
+    for slot in range(SLOTS):
+        taped.clear(slot)
+        plain.clear(slot)
+    before = breaking.recorded
+    for size in (3, 2, 3):
+        assert torch.equal(taped.run(step(size)).rows, plain.run(step(size)).rows)
+    assert breaking.recorded == before + 1, "only the failed one is recorded again"

@@ -64,6 +64,7 @@ def test_every_command_explains_its_options(command: str) -> None:
         (["serve", "--state-memory", "lots"], 2, ["--state-memory", "lots"]),
         (["serve", "--max-body", "0"], 2, ["--max-body"]),
         (["serve", "--log-level", "loud"], 2, ["--log-level"]),
+        (["serve", "--log-format", "xml"], 2, ["--log-format"]),
         (["serve", "--port", "70000"], 2, ["--port"]),
         (["sing"], 2, ["sing"]),
     ],
