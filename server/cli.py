@@ -12,6 +12,7 @@ from ostinato.engine.errors import OstinatoError, RequestError
 from ostinato.server.cli_bench import bench
 from ostinato.server.cli_chat import chat
 from ostinato.server.cli_doctor import doctor
+from ostinato.server.cli_eval import evaluate
 from ostinato.server.cli_generate import generate
 from ostinato.server.cli_keys import keys
 from ostinato.server.cli_models import models
@@ -46,6 +47,7 @@ app.command()(serve)
 app.command()(generate)
 app.command()(chat)
 app.add_typer(bench, name="bench")
+app.add_typer(evaluate, name="eval")
 app.command()(models)
 app.add_typer(states, name="states")
 app.add_typer(keys, name="keys")
