@@ -92,9 +92,9 @@ def test_a_third_reading_is_the_context_once_more(name: str) -> None:
 
 
 def test_in_natural_questions_once_the_question_is_cut_once_and_by_case() -> None:
-    row = {**QA, "context": "It is red. The mill stands by the the mill stands by theThe mill stands by the"}
+    row = {**QA, "context": "It is red. the mill stands by theThe mill stands by the"}
     once, twice = (prompt_of(ASK["nq-512"](row, again), "qccq", 1 + again) for again in (False, True))
-    assert once == "It is red. The mill stands by the the mill stands by the. The mill stands by the"
+    assert once == "It is red. the mill stands by the. The mill stands by the"
     assert twice == "Where is the mill? It is red.\nIt is red. The mill stands by the"
 
 
