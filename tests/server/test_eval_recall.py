@@ -211,7 +211,7 @@ def test_a_running_server_gives_the_same(here: Any, url: str) -> None:
 
 
 def test_the_prefix_cache_is_counted_where_it_is_asked_for(here: Any, url: str) -> None:
-    """In the order `ccq` the second reading begins where the first has ended, which the question before may have kept."""
+    """In the order `ccq` a prompt begins with the context, whose first reading an earlier request has left."""
     options = ["--form", "ccq", "--concurrency", "1", "--cache-prompt"]
     cached = result_of("--url", url, *SMALL, *options)
     by_place = {(point["task"], point["facts"], point["repeat"]): point for point in cached["points"]}
