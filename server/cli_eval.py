@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from click.core import ParameterSource
 
 from ostinato.engine.config import DTypeName, EngineConfig
 from ostinato.server import cli_options as opt
@@ -157,7 +156,8 @@ def _refuse_mixture(ctx: typer.Context, *, with_server: bool) -> None:
     """An option of the other way to ask is a mistake, not to be passed over."""
     wrong = OF_THIS_PROCESS if with_server else OF_A_SERVER
     for parameter in ctx.command.params:
-        if parameter.name in wrong and ctx.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE:
+        source = ctx.get_parameter_source(parameter.name or "")
+        if parameter.name in wrong and source is not None and source.name == "COMMANDLINE":
             reason = "the server at --url has its own" if with_server else "is for a server: give its --url"
             raise typer.BadParameter(reason, ctx=ctx, param=parameter)
 

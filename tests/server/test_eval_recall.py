@@ -174,7 +174,8 @@ def without_time(report: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with live_server(real_service(GLA, prefix_cache=2**24), served_model_name="tiny") as address:
+    service = real_service(GLA, prefix_cache=2**24)
+    with live_server(service, served_model_name="tiny", max_body_bytes=10_000) as address:
         yield f"{address}/v1"
 
 
@@ -308,8 +309,7 @@ def test_a_mistake_is_one_clear_message(options: list[str], code: int, words: li
     ids=["model", "dtype", "name", "body"],
 )
 def test_a_mistake_with_a_server(url: str, options: list[Any], code: int, words: list[str]) -> None:
-    with live_server(real_service(), max_body_bytes=10_000) as address:
-        result = ostinato("eval", "recall", "--url", f"{address}/v1", "--questions", "1", *options)
+    result = ostinato("eval", "recall", "--url", url, "--questions", "1", *options)
     assert result.exit_code == code, result.output
     assert not result.stdout
     for word in words:

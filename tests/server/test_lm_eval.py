@@ -18,6 +18,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ostinato.engine.service import Service
 from ostinato.models import demo
 from tests.server.harness import GLA, gla_tokenizer, live_server, real_service, serving, text_service
 
@@ -32,6 +33,12 @@ def loglikelihood(choice: Any, context: int) -> tuple[float, bool]:
     logprobs = choice["logprobs"]
     scores, tops = (logprobs[name][context:-1] for name in ("token_logprobs", "top_logprobs"))
     return sum(scores), all(score == max(top.values()) for score, top in zip(scores, tops, strict=True))
+
+
+@pytest.fixture
+def service() -> Service:
+    """In the precision that the goldens were computed in."""
+    return real_service(dtype="float32")
 
 
 def ids_of(name: str) -> list[int]:
