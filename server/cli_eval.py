@@ -12,7 +12,7 @@ import typer
 
 from ostinato.engine.config import DTypeName, EngineConfig
 from ostinato.server import cli_options as opt
-from ostinato.server.repeat_protocol import MAX_TIMES
+from ostinato.server.evals.question import FORMS
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -49,14 +49,16 @@ def _numbers(text: str) -> str:
 
 
 def _repeats(text: str) -> str:
+    from ostinato.server.repeat_protocol import MAX_TIMES
+
     if max(parse_numbers(text)) > MAX_TIMES:
         raise typer.BadParameter(f"a context can be read {MAX_TIMES} times at most, got {text}")
     return text
 
 
 def _form(name: str) -> str:
-    if name not in ("qccq", "cqcq", "ccq"):
-        raise typer.BadParameter(f"must be qccq, cqcq or ccq, got {name!r}")
+    if name not in FORMS:
+        raise typer.BadParameter(f"must be one of {', '.join(FORMS)}, got {name!r}")
     return name
 
 
@@ -118,7 +120,7 @@ def recall(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the JSON object to this file, too.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw a picture, .png or .svg. Needs ostinato[plot].")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw a picture, .png or .svg. Needs matplotlib.")] = None,
     device: opt.Device = "cpu",
     dtype: opt.DType = "auto",
     tokenizer: opt.TokenizerPath = None,

@@ -67,4 +67,4 @@ def mcnemar(pairs: Pairs) -> float:
     """How likely so uneven a split of the questions that changed is, if losing and winning were as likely."""
     changed, fewer = pairs.lost + pairs.won, min(pairs.lost, pairs.won)
     tail = sum(comb(changed, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**changed)
+    return min(1.0, 2 * tail / (1 << changed))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ostinato.engine.errors import RequestError
-from ostinato.server.evals.question import Question, Task
+from ostinato.server.evals.question import FORMS, Question, Task
 from ostinato.server.evals.scoring import Scorer, contains, contains_and_squad
 
 Row = Mapping[str, object]
@@ -109,7 +109,7 @@ def _without_end(text: str, end: str) -> str:
 
 
 def _published(name: str, about: str, dataset: str, ask: Callable[[Row, bool], Question], scorer: Scorer) -> Published:
-    forms = ("qccq",) if ask is squad else ("qccq", "cqcq", "ccq")
+    forms = ("qccq",) if ask is squad else FORMS
     return Published(Task(name, about, scorer, MAX_TOKENS, forms=forms), f"hazyresearch/{dataset}", ask)
 
 

@@ -12,7 +12,6 @@ from ostinato.server.evals.asking import Answer, Server
 from ostinato.server.evals.intervals import Pairs, gain_interval, mcnemar, wilson
 from ostinato.server.evals.question import Question, Task
 
-Ask = Callable[[bool], list[Question]]
 Progress = Callable[[str, int, int], None]
 Outcome = list[bool]
 
