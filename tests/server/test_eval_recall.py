@@ -157,7 +157,7 @@ def test_a_mistake_is_one_clear_message(options: list[str], code: int, words: li
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        ([GLA], 2, ["MODEL", "the server at --url has its own"]),
+        ([GLA], 2, ["model", "the server at --url has its own"]),
         (["--dtype", "float32"], 2, ["--dtype", "the server at --url has its own"]),
         (["--model", "other"], 1, ["404", "'other' does not exist"]),
         (["--task", "phonebook", "--facts", "800"], 1, ["413"]),
