@@ -161,7 +161,7 @@ def _refuse_mixture(ctx: typer.Context, *, with_server: bool) -> None:
         source = ctx.get_parameter_source(parameter.name or "")
         if parameter.name in wrong and source is not None and source.name == "COMMANDLINE":
             reason = "the server at --url has its own" if with_server else "is for a server: give its --url"
-            raise typer.BadParameter(reason, ctx=ctx, param=parameter)
+            raise typer.BadParameter(reason, param_hint=parameter.opts[0])
 
 
 def _measure(asked: Asked, plan: Plan) -> tuple[str, Report]:

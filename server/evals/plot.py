@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".svg")
 COLUMNS = 3
 PANEL_INCHES = 3.2, 2.6
-STEADY = {"svg.hashsalt": "ostinato", "svg.fonttype": "none"}  # the same points make the same file
 
 
 def check_can_plot(path: Path) -> None:
@@ -38,7 +37,7 @@ def draw(points: Sequence[Point], title: str, path: Path) -> None:
     names = list(dict.fromkeys(point.task for point in points))
     columns = min(COLUMNS, len(names))
     rows = -(-len(names) // columns)
-    with rc_context(STEADY):
+    with rc_context({"svg.hashsalt": "ostinato", "svg.fonttype": "none"}):  # the same points make the same file
         figure = Figure((PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows + 0.4), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False).flat
         for name, panel in zip(names, panels, strict=False):
