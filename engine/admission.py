@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 
 from ostinato.engine.detokenizer import TextStream
 from ostinato.engine.errors import RequestError, TextNeedsTokenizerError
+from ostinato.engine.guard import REPORTING, Guarded, GuardOptions
 from ostinato.engine.keeping import Keep
+from ostinato.engine.mitigation import FIELD, UNTOUCHED, Mitigation, described
 from ostinato.engine.sampling_params import MAX_SEED, SamplingParams
 from ostinato.engine.types import NOT_BEGUN, Reuse, Sequence
 
 if TYPE_CHECKING:
+    from ostinato.engine.info import ModelInfo
     from ostinato.engine.initial_states import InitialState
     from ostinato.engine.snapshots import Snapshot
     from ostinato.engine.tokenizer import Tokenizer
@@ -29,7 +32,8 @@ class Continuation:
     within the prompt, at which a state is to be kept as well; stops: of each prompt, further ones for the prefix cache
     alone. initial: the memory before the first token, where there is no snapshot. region: how many of the first tokens
     are the encoder region, where it is not what the model makes of the prompt: of a state that is read once more. park:
-    how it is stored where the server goes down before its end.
+    how it is stored where the server goes down before its end. mitigation: None for that of `start`, or none at all
+    without one. guard: None looks at no state. health: whether what it found is to be told.
     """
 
     start: Snapshot | None = None
@@ -41,10 +45,46 @@ class Continuation:
     stops: Items[frozenset[int]] = ()
     region: int = 0
     park: Keep | None = None
+    mitigation: Mitigation | None = None
+    guard: GuardOptions | None = None
+    health: bool = False
+
+    @property
+    def effective_mitigation(self) -> Mitigation:
+        """Raises RequestError: the state to go on from was made with another."""
+        if self.start is None:
+            return UNTOUCHED if self.mitigation is None else self.mitigation
+        made_with = self.start.mitigation
+        if self.mitigation is not None and self.mitigation != made_with:
+            raise RequestError(
+                f"{FIELD}: the state was made with {described(made_with)}, and cannot go on with "
+                f"{described(self.mitigation)}; leave it out to go on with the state's own",
+                FIELD,
+            )
+        return made_with
+
+    def guarded(self) -> Guarded | None:
+        """How each sequence is guarded: one value for each, since it is written to."""
+        if self.guard is None and not self.health:
+            return None
+        return Guarded(self.guard or REPORTING, self.health)
 
 
 FRESH = Continuation()
 MOST_SCORES = 1 << 20  # log-probabilities of prompt tokens in one answer: some hundred megabytes
+
+
+def with_defaults(states: Continuation, info: ModelInfo, guard: GuardOptions) -> Continuation:
+    """The same with the server's mitigation and guard where the request, or its state, has none of its own.
+
+    Raises RequestError: the mitigation does not apply to the model.
+    """
+    if states.mitigation is None and states.start is None:
+        states = replace(states, mitigation=info.mitigation)
+    if states.guard is None and (guard.acts or states.health):
+        states = replace(states, guard=guard)
+    states.effective_mitigation.check(info)
+    return states
 
 
 def make_sequences(
@@ -67,7 +107,8 @@ def make_sequences(
 
     Raises:
         RequestError: a prompt is empty, or a token id is not in the vocabulary, or a penalty needs a log that is not
-            known, or a checkpoint lies inside of the encoder region.
+            known, or a checkpoint lies inside of the encoder region; or the state to go on from was made with another
+            mitigation.
         TextNeedsTokenizerError: there are stop strings, but no tokenizer.
     """
     _check(prompts, params, n, vocab_size, tokenizer, states.start)
@@ -101,6 +142,7 @@ def _sequence(
     stops: frozenset[int],
 ) -> Sequence:
     initial = None if states.initial is None else states.initial.digest
+    mitigation, guard = states.effective_mitigation, states.guarded()
     sequence = Sequence(
         id=name,
         prompt=prompt,
@@ -109,7 +151,7 @@ def _sequence(
         index=index,
         priority=priority,
         text=None if tokenizer is None else TextStream(tokenizer, params.stop, params.include_stop),
-        scope=_scope(states.scope, initial),
+        scope=_scope(_scope(states.scope, mitigation.key or None), initial),
         initial=None if states.initial is None else states.initial.state,
         initial_digest=initial,
         keep=_completed(states.keep, states, tokenizer),
@@ -117,6 +159,9 @@ def _sequence(
         checkpoints=states.checkpoints,
         stops=set(stops),
         region=states.region,
+        mitigation=mitigation,
+        guard=guard,
+        beats=mitigation.beats if guard is None else (*mitigation.beats, guard.options.every),
     )
     return sequence if states.start is None else _from_snapshot(sequence, states.start)
 
@@ -136,9 +181,9 @@ def _behind(keep: Keep | None, start: Snapshot, *, goes_on: bool) -> Keep | None
     return replace(keep, open_turn=open_turn, before=start.log if start.log.tokens is None else None)
 
 
-def _scope(scope: str | None, initial: str | None) -> str | None:
-    """The same tokens behind different initial states are different states."""
-    return scope if scope is None or initial is None else f"{scope}/{initial}"
+def _scope(scope: str | None, other: str | None) -> str | None:
+    """The same tokens behind different initial states, or with different mitigations, are different states."""
+    return scope if scope is None or other is None else f"{scope}/{other}"
 
 
 def _from_snapshot(sequence: Sequence, start: Snapshot) -> Sequence:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from ostinato.engine.errors import RequestError
+from ostinato.engine.guard import REPORTING, GuardOptions
+from ostinato.engine.mitigation import UNTOUCHED, Mitigation
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -23,7 +25,9 @@ class EngineConfig:
     by their tokens; None takes an eighth of what is free, 0 keeps none. cuda_graphs: whether decode steps are
     captured as such, on a GPU. attention_window: tokens that layers of full attention hold in models that have
     such; None leaves the model's default. initial_states: files of tuned initial states by name; the one named ""
-    is where every sequence starts.
+    is where every sequence starts. guard: how states are guarded where the request does not say. mitigation: likewise,
+    what is done against their collapse. window_memory: whether every slot has a second state, for windows; a
+    mitigation that has one sees to it by itself.
 
     Raises:
         RequestError: a value is out of range; `field` names it.
@@ -43,6 +47,9 @@ class EngineConfig:
     cuda_graphs: bool = True
     attention_window: int | None = None
     initial_states: Mapping[str, str] = field(default_factory=dict)
+    guard: GuardOptions = REPORTING
+    mitigation: Mitigation = UNTOUCHED
+    window_memory: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in get_args(DTypeName):

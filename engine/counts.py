@@ -52,4 +52,5 @@ class Counts:
             cache_states=keeper.cache.num_states,
             cache_evictions_total=keeper.cache.evictions,
             meter=engine.meter,
+            guard=engine.guard_stats,
         )

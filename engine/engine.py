@@ -12,13 +12,15 @@ from torch import Tensor
 
 from ostinato.engine.errors import StepError
 from ostinato.engine.followers import replace_leader
+from ostinato.engine.guard import Guard, GuardStats
 from ostinato.engine.keeping import Keeper, StateRunner
 from ostinato.engine.prefix_cache import PrefixCache
+from ostinato.engine.restoring import restored
 from ostinato.engine.runner import StepLogits
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.scheduler import Moves, Scheduler
 from ostinato.engine.step_meter import StepMeter
-from ostinato.engine.stopping import aborted, accept, failed, failure
+from ostinato.engine.stopping import aborted, accept, failed, failure, guarded
 from ostinato.engine.types import Chunk, Fault, FinishReason, Sampled, Sequence, StepPlan, TokenEvent
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,7 @@ class StepSampler(Protocol):
 
 
 class Engine:
-    """Moves states, plans, runs, samples, commits. cache: budget 0 keeps nothing."""
+    """Moves states, plans, runs, samples, commits. cache: budget 0 keeps nothing. guard: None looks at no state."""
 
     def __init__(
         self,
@@ -54,14 +56,23 @@ class Engine:
         sampler: StepSampler,
         eos_token_ids: frozenset[int],
         cache: PrefixCache | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.keeper = Keeper(runner, PrefixCache(0) if cache is None else cache, scheduler.encoder_length)
         self._runner = runner
         self._sampler = sampler
         self._eos_token_ids = eos_token_ids
+        self._guard = guard
         self.meter = StepMeter()
         self.tokens_read = 0  # since the start
+
+    @property
+    def guard_stats(self) -> GuardStats:
+        """What the guard has counted, as it stands."""
+        if self._guard is None:
+            return GuardStats()
+        return replace(self._guard.stats, exceeded=self._guard.stats.exceeded.copy())
 
     @property
     def has_work(self) -> bool:
@@ -89,6 +100,8 @@ class Engine:
             events += [self._end(failure(chunk.sequence, str(error)), chunk.sequence) for chunk in plan.chunks]
         else:
             events += self._commit(plan, logits, sampled)
+            if self._guard is not None:
+                self._guard.watch([chunk.sequence.slot for chunk in plan.chunks if chunk.sequence.slot >= 0])
         self.meter.end()
         return events
 
@@ -155,6 +168,8 @@ class Engine:
         """What one chunk brought. A failure here ends its sequence, and nobody else's."""
         sequence = chunk.sequence
         try:
+            if self._guard is not None and self._is_looked_at(chunk, result) and self._guard.ends(sequence, row):
+                return guarded(sequence, restored(sequence))
             if sequence.closing is not None:
                 return self._read_on(sequence, result, row)
             snapshots = () if result.error else self.keeper.after_chunk(chunk, row)
@@ -169,6 +184,10 @@ class Engine:
             logger.exception("a step of %s could not be completed", sequence.id)
             return failed(sequence, error)
 
+    def _is_looked_at(self, chunk: Chunk, result: Sampled) -> bool:
+        """Also where the logits say that the state is not finite."""
+        return chunk.looks or (result.error is not None and chunk.sequence.guard is not None)
+
     def _read_on(self, sequence: Sequence, result: Sampled, row: Tensor | None) -> TokenEvent:
         """A piece of what is read for the stored state alone."""
         if result.error is not None:
@@ -180,10 +199,11 @@ class Engine:
     def _end(self, event: TokenEvent, sequence: Sequence) -> TokenEvent:
         sequence.finish_reason = event.finish_reason
         replace_leader(sequence)
+        health = None if self._guard is None else self._guard.last_look(sequence)
         slot = self.scheduler.remove(sequence)
         if slot >= 0:
             self._runner.clear(slot)
         if event.fault in (Fault.LOGITS, Fault.STATE):
             self.meter.not_finite[event.fault] += 1
         waited = time.monotonic() - sequence.arrived if sequence.waited is None else sequence.waited
-        return replace(event, reused=sequence.began, reuse=sequence.reuse, waited=waited)
+        return replace(event, reused=sequence.began, reuse=sequence.reuse, waited=waited, health=health)

@@ -13,7 +13,8 @@
     │   ├── SnapshotValueError     it holds numbers that no model computes from: NaN or infinite
     │   ├── OtherModelError        it belongs to another model: other weights or another configuration
     │   ├── OtherTokenizerError    it was made with another tokenizer
-    │   └── OtherDTypeError        it was computed in another dtype
+    │   ├── OtherDTypeError        it was computed in another dtype
+    │   └── OtherWindowError       it has a window, for which this engine has no memory
     ├── EngineStoppedError       the engine is draining or has stopped
     ├── StepError                an engine step failed for this request
     │   └── NotFiniteError         its logits or its state became NaN or infinite
@@ -41,6 +42,7 @@ __all__ = [
     "OtherDTypeError",
     "OtherModelError",
     "OtherTokenizerError",
+    "OtherWindowError",
     "QueueFullError",
     "RequestError",
     "SlowReaderError",
@@ -127,6 +129,10 @@ class OtherTokenizerError(SnapshotError):
 
 class OtherDTypeError(SnapshotError):
     """The snapshot was computed in another dtype, so going on from it would not be exact."""
+
+
+class OtherWindowError(SnapshotError):
+    """The snapshot was made with a window, whose memory this engine does not have."""
 
 
 class StateStoreError(OstinatoError):

@@ -1,7 +1,9 @@
 """What an engine tells about itself: once, and while it runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ostinato.engine.guard import GuardStats
+from ostinato.engine.mitigation import UNTOUCHED, Mitigation
 from ostinato.engine.step_meter import StepMeter
 from ostinato.engine.types import Reuse
 
@@ -13,6 +15,8 @@ class ModelInfo:
     batch_invariant: a token has the same bits whatever its batch and its split. attention_window: tokens that layers of
     full attention hold, up to which they are exact; None for models without such layers. encoder_length: see
     `ostinato.models.base.StateSpec`. kernels: the back end that runs on the device, see `ostinato.kernels.dispatch`.
+    window_memory: whether there is a second state for each slot, for windows; bytes_per_state has it then. mitigation:
+    of requests that name none.
     """
 
     model: str
@@ -32,6 +36,8 @@ class ModelInfo:
     encoder_length: int = 0
     device: str = "cpu"
     kernels: str = "reference"
+    window_memory: bool = False
+    mitigation: Mitigation = UNTOUCHED
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +46,8 @@ class EngineStats:
 
     parked: sequences that gave their slot to a more urgent one. prompt_tokens: of accepted requests; read_tokens: that
     the model has read, prompts and answers; reused_tokens: that did not have to be read, since a state had been kept;
-    reuse: sequences by where they began. cache: the prefix cache. meter: what steps cost.
+    reuse: sequences by where they began. cache: the prefix cache. meter: what steps cost. guard: what was seen of the
+    states themselves.
     """
 
     slots: int
@@ -62,3 +69,4 @@ class EngineStats:
     cache_states: int
     cache_evictions_total: int
     meter: StepMeter  # goes on counting
+    guard: GuardStats = field(default_factory=GuardStats)

@@ -123,7 +123,7 @@ class Keeper:
         if sequence.keep is None or sequence.num_read not in sequence.checkpoints:
             return ()
         log = sequence.prompt[: sequence.num_read - sequence.base]
-        return (_snapshot(sequence, state, log, NOT_BEGUN),)
+        return (snapshot_of(sequence, state, log, NOT_BEGUN),)
 
     def follow_text(self, sequence: Sequence, event: TokenEvent, row: Tensor | None, before: tuple[str, bytes]) -> None:
         """Remembers where a stop string may have begun. before: what the text held back before this token."""
@@ -165,7 +165,7 @@ class Keeper:
         assert closing is not None
         state = self._save(sequence, row)
         self._cache(sequence, state, row)
-        return replace(closing.event, snapshots=(_snapshot(sequence, state, closing.log, closing.generation),))
+        return replace(closing.event, snapshots=(snapshot_of(sequence, state, closing.log, closing.generation),))
 
     def _choose_origin(self, sequence: Sequence) -> None:
         """Where a sequence starts that has not begun, and where its state is to be kept on the way."""
@@ -230,14 +230,19 @@ def _end_of_answer(sequence: Sequence, event: TokenEvent) -> tuple[tuple[int, ..
         output = [*output[: sequence.mark.outputs], *visible]
     elif sequence.text is not None:
         held, partial = sequence.text.pending
+    return (*sequence.prompt, *output), generation_of(sequence, output, held, partial)
+
+
+def generation_of(sequence: Sequence, output: list[int], held: str, partial: bytes) -> Generation:
+    """How far an answer has come whose tokens of this sequence are `output`."""
     index = sequence.index + sequence.resumed.index
     counts = Counter(sequence.resumed.counts)
     counts.update(output)
-    generation = Generation(sequence.resumed.tokens + len(output), dict(counts), index, held, partial)
-    return (*sequence.prompt, *output), generation
+    return Generation(sequence.resumed.tokens + len(output), dict(counts), index, held, partial)
 
 
-def _snapshot(sequence: Sequence, state: State, log: tuple[int, ...], generation: Generation) -> Snapshot:
+def snapshot_of(sequence: Sequence, state: State, log: tuple[int, ...], generation: Generation) -> Snapshot:
+    """What is to be stored of a sequence whose `state` has read `log` (after `base`)."""
     keep, answers = sequence.keep, generation.tokens > 0  # a prompt has the same state, whatever was to follow it
     assert keep is not None  # nobody else's state is stored
     return Snapshot(
@@ -250,4 +255,5 @@ def _snapshot(sequence: Sequence, state: State, log: tuple[int, ...], generation
         open_turn=keep.open_turn,
         initial=sequence.initial_digest,
         region=sequence.region,
+        mitigation=sequence.mitigation,
     )

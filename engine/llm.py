@@ -16,7 +16,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any
 
-from ostinato.engine.admission import Continuation, make_sequences
+from ostinato.engine.admission import Continuation, make_sequences, with_defaults
 from ostinato.engine.config import EngineConfig
 from ostinato.engine.errors import StepError, TextNeedsTokenizerError
 from ostinato.engine.initial_states import choose_initial_state
@@ -66,7 +66,8 @@ class LLM:
         self.info = loaded.info
         self.tokenizer = loaded.tokenizer
         self._engine = loaded.engine
-        self._states = Continuation(initial=choose_initial_state(loaded.initial_states, None))
+        states = Continuation(initial=choose_initial_state(loaded.initial_states, None))
+        self._states = with_defaults(states, loaded.info, loaded.guard)
 
     def generate(
         self, prompts: Items[str | Items[int]], params: SamplingParams | Items[SamplingParams] | None = None

@@ -14,6 +14,7 @@ from ostinato.engine.config import EngineConfig
 from ostinato.engine.engine import Engine
 from ostinato.engine.errors import CapacityError, RequestError
 from ostinato.engine.graphs import CUDACapture
+from ostinato.engine.guard import REPORTING, Guard, GuardOptions
 from ostinato.engine.info import ModelInfo
 from ostinato.engine.initial_states import InitialState, read_initial_state
 from ostinato.engine.prefix_cache import PrefixCache
@@ -26,9 +27,10 @@ from ostinato.engine.snapshot_header import Fingerprint
 from ostinato.engine.state_pool import StatePool
 from ostinato.engine.tokenizer import Tokenizer, find_tokenizer, load_tokenizer, resolve_eos
 from ostinato.kernels import dispatch, tape
-from ostinato.models.base import Model
+from ostinato.models.base import Model, StateSpec
 from ostinato.models.checkpoint import Checkpoint, Progress, open_checkpoint
 from ostinato.models.fingerprint import config_fingerprint, weights_fingerprint
+from ostinato.models.recurrent_memory import recurrent_tensors, window_spec
 from ostinato.models.registry import load_model
 
 ORIGINAL_RWKV = {"eos_token_id": 0}  # what RWKV's `.pth` files, which have no config, mean in either vocabulary
@@ -47,6 +49,7 @@ class LoadedEngine:
     tokenizer: Tokenizer | None
     snapshots: SnapshotFormat
     initial_states: Mapping[str, InitialState]
+    guard: GuardOptions = REPORTING
 
 
 def load_engine(config: EngineConfig, progress: Progress | None = None) -> LoadedEngine:
@@ -75,6 +78,8 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
     model = load_model(checkpoint, config.device, dtype)
     if config.attention_window is not None and checkpoint.held_window is None:
         raise RequestError(f"{model.family} has no layers of full attention, so no window to set", "attention_window")
+    window = _window(config, model)
+    each = model.state_spec.bytes_per_state + (0 if window is None else window.bytes_per_state)
     info = ModelInfo(
         model=config.model,
         architecture=model.architecture,
@@ -82,8 +87,8 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
         vocab_size=model.vocab_size,
         dtype=str(model.dtype).removeprefix("torch."),
         state_dtype=str(model.state_spec.dtype).removeprefix("torch."),
-        bytes_per_state=model.state_spec.bytes_per_state,
-        slots=_num_slots(config, model, device),
+        bytes_per_state=each,
+        slots=_num_slots(config, each, device),
         weight_bytes=model.weight_bytes,
         matmul_params=model.matmul_params,
         head_params=model.head_params,
@@ -93,9 +98,12 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
         encoder_length=model.state_spec.encoder_length,
         device=device.type,
         kernels=dispatch.backend(device.type),
+        window_memory=window is not None,
+        mitigation=config.mitigation,
     )
+    config.mitigation.check(info)
     scheduler = Scheduler(info.slots, config.max_step_tokens, config.max_queue, info.encoder_length)
-    runner = _runner(config, model, info.slots, device)
+    runner = _runner(config, model, StatePool(model.state_spec, info.slots, device, window))
     fingerprint = Fingerprint(
         weights=weights,
         config=settings,
@@ -103,16 +111,18 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
         dtype=info.dtype,
         state_dtype=info.state_dtype,
     )
-    engine = Engine(scheduler, runner, Sampler(eos), eos, PrefixCache(_cache_budget(config)))
-    snapshots = SnapshotFormat(fingerprint, model.state_spec, info.vocab_size)
+    guard = Guard(runner) if recurrent_tensors(model.state_spec) else None
+    engine = Engine(scheduler, runner, Sampler(eos), eos, PrefixCache(_cache_budget(config)), guard)
+    snapshots = SnapshotFormat(fingerprint, model.state_spec, info.vocab_size, window)
     initial = {name: read_initial_state(path, model) for name, path in config.initial_states.items()}
-    return LoadedEngine(engine, info, tokenizer, snapshots, initial)
+    return LoadedEngine(engine, info, tokenizer, snapshots, initial, config.guard)
 
 
 def load_service(config: EngineConfig, progress: Progress | None = None) -> Service:
     """`load_engine`, behind the async face. Raises the same errors."""
     loaded = load_engine(config, progress)
-    return Service(loaded.engine, loaded.info, loaded.tokenizer, loaded.snapshots, loaded.initial_states)
+    states = (loaded.snapshots, loaded.initial_states)
+    return Service(loaded.engine, loaded.info, loaded.tokenizer, *states, loaded.guard)
 
 
 def _device(config: EngineConfig) -> torch.device:
@@ -147,15 +157,25 @@ def _batch_invariant(config: EngineConfig, model: Model, device: torch.device) -
     return invariant
 
 
-def _runner(config: EngineConfig, model: Model, slots: int, device: torch.device) -> Runner:
+def _window(config: EngineConfig, model: Model) -> StateSpec | None:
+    """What slots have for windows. Raises RequestError: the family has no windows."""
+    if not config.window_memory and config.mitigation.window is None:
+        return None
+    try:
+        return window_spec(model.family, model.state_spec)
+    except ValueError as error:
+        raise RequestError(f"window_memory: {error}", "window_memory") from error
+
+
+def _runner(config: EngineConfig, model: Model, pool: StatePool) -> Runner:
+    device = torch.device(config.device)
     capture = CUDACapture() if config.cuda_graphs and dispatch.can_capture(device) else None
     record = tape.record if dispatch.can_record(device) else None
-    pool = StatePool(model.state_spec, slots, device)
     try:
         return Runner(model, pool, device, batch_invariant=config.batch_invariant, capture=capture, record=record)
     except torch.OutOfMemoryError as error:
         raise CapacityError(
-            f"no memory is left to capture decode steps of up to {slots} sequences on {device}: "
+            f"no memory is left to capture decode steps of up to {pool.num_slots} sequences on {device}: "
             "lower state_memory or max_batch, or switch cuda_graphs off"
         ) from error
 
@@ -170,9 +190,8 @@ def _check_weights_fit(checkpoint: Checkpoint, dtype: torch.dtype | None, device
         )
 
 
-def _num_slots(config: EngineConfig, model: Model, device: torch.device) -> int:
-    """How many states the memory holds, at most as many as asked for and fewer than the token budget."""
-    each = model.state_spec.bytes_per_state
+def _num_slots(config: EngineConfig, each: int, device: torch.device) -> int:
+    """How many states of `each` bytes fit, at most as many as asked for and fewer than the token budget."""
     free = _free_memory(device)
     memory = config.state_memory or int(free * STATE_SHARE)
     wanted = config.max_batch or min(MOST_SLOTS, config.max_step_tokens - 1)

@@ -1,5 +1,6 @@
 """Runs a plan on a model: tokens in, logits out, states advanced in place."""
 
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -7,10 +8,14 @@ import torch
 from torch import Tensor
 
 from ostinato.engine.graphs import Capture, Decode, DecodeGraphs, DecodeTapes, Record
+from ostinato.engine.guard import Norms
+from ostinato.engine.mitigation import UNTOUCHED
+from ostinato.engine.reading import AS_TRAINED, Reading, group_alike, reading_of
 from ostinato.engine.state_pool import State, StatePool
 from ostinato.engine.types import Chunk, StepPlan
 from ostinato.kernels import dispatch
 from ostinato.kernels.packed import Packed
+from ostinato.kernels.treatment import Treatment
 from ostinato.models.base import Model
 
 
@@ -52,6 +57,7 @@ class Runner:
     ) -> None:
         self._model = model
         self._pool = pool
+        self._sums = pool.sums_of_decays()
         self._device = torch.device(device)
         self._batch_invariant = batch_invariant
         self._decode: Decode | None = None
@@ -69,6 +75,7 @@ class Runner:
         rows = torch.tensor([row for rows in wanted for row in rows], dtype=torch.long, device=self._device)
         with dispatch.running(self._device, batch_invariant=self._batch_invariant, dtype=self._model.dtype):
             logits = self._logits(self._forward(plan)[rows]) if any(wanted) else self._no_logits(plan)
+            self._mitigate(plan)
         return _with_origins(plan, logits, [len(rows) for rows in wanted])
 
     def clear(self, slot: int) -> None:
@@ -90,15 +97,56 @@ class Runner:
         """Puts a saved state into a slot."""
         self._pool.load(slot, state.tensors)
 
+    @torch.inference_mode()
+    def norms(self, slot: int) -> Norms:
+        """Of a slot's state."""
+        norms = self._pool.norms(slot)
+        return Norms(float(norms.max()), float(norms.mean()), self._pool.mean_decay(slot))
+
     def _forward(self, plan: StepPlan) -> Tensor:
-        plan = StepPlan(tuple(chunk for chunk in plan.chunks if chunk.length))
-        slots = [chunk.sequence.slot for chunk in plan.chunks]
-        tokens = [token for chunk in plan.chunks for token in chunk.sequence.unread_tokens(chunk.length)]
-        if self._decode is not None and _only_decodes(plan):
+        """One pass for all sequences that are read alike: one for nearly every plan."""
+        chunks = [chunk for chunk in plan.chunks if chunk.length]
+        groups = group_alike(chunks, adds_up=bool(self._sums))
+        if len(groups) == 1:
+            ((reading, _),) = groups.items()
+            return self._forward_alike(chunks, reading)
+        starts = list(accumulate((chunk.length for chunk in chunks), initial=0))
+        hidden: Tensor | None = None
+        for reading, members in groups.items():
+            rows = self._forward_alike([chunks[i] for i in members], reading)
+            hidden = rows.new_empty(starts[-1], rows.shape[1]) if hidden is None else hidden
+            hidden[[row for i in members for row in range(starts[i], starts[i + 1])]] = rows
+        assert hidden is not None  # nothing is asked for of a plan without tokens
+        return hidden
+
+    def _forward_alike(self, chunks: Items[Chunk], reading: Reading) -> Tensor:
+        slots = [chunk.sequence.slot for chunk in chunks]
+        tokens = [token for chunk in chunks for token in chunk.sequence.unread_tokens(chunk.length)]
+        if self._decode is not None and reading == AS_TRAINED and _only_decodes(chunks):
             return self._decode.forward(tokens, slots)
-        begins = [i for i, chunk in enumerate(plan.chunks) if chunk.sequence.reads_region]
-        batch = Packed.of(slots, [chunk.length for chunk in plan.chunks], device=self._device, begins=begins)
+        begins = [i for i, chunk in enumerate(chunks) if chunk.sequence.reads_region]
+        treatment = None
+        if reading != AS_TRAINED:
+            treatment = Treatment(reading.forget, reading.remember, self._sums if reading.adds_up else {})
+        lengths = [chunk.length for chunk in chunks]
+        batch = Packed.of(slots, lengths, device=self._device, begins=begins, treatment=treatment)
         return self._model.forward(torch.tensor(tokens, device=self._device), batch, self._pool.tensors)
+
+    def _mitigate(self, plan: StepPlan) -> None:
+        """What is done to states where they have read certain numbers of tokens, and chunks end."""
+        for chunk in plan.chunks:
+            mitigation = chunk.sequence.mitigation
+            if not chunk.length or (mitigation is UNTOUCHED and not self._sums):
+                continue  # of an empty chunk, that was done when its state was kept
+            slot, end = chunk.sequence.slot, chunk.sequence.num_read + chunk.length
+            if reading_of(chunk, adds_up=bool(self._sums)).adds_up:
+                self._pool.count_decays(slot, chunk.length)
+            if mitigation.window is not None:
+                self._pool.begin_window(slot)
+                if end % mitigation.window == 0:
+                    self._pool.cut_window(slot)
+            if mitigation.clip_norm is not None and end % mitigation.clip_beat == 0:
+                self._pool.clip(slot, mitigation.clip_norm)
 
     def _no_logits(self, plan: StepPlan) -> Tensor:
         """Reads what there is to read, for its states alone."""
@@ -116,8 +164,8 @@ class Runner:
             return DecodeGraphs(self._model, self._pool.tensors, self._pool.num_slots, self._device, capture)
 
 
-def _only_decodes(plan: StepPlan) -> bool:
-    return all(map(_decodes, plan.chunks))
+def _only_decodes(chunks: Items[Chunk]) -> bool:
+    return all(map(_decodes, chunks))
 
 
 def _decodes(chunk: Chunk) -> bool:
@@ -129,7 +177,7 @@ def _wanted_rows(chunk: Chunk, start: int) -> range:
     stop = start + chunk.length
     if chunk.scores_prompt:
         return range(start, stop)
-    return range(stop - 1, stop) if chunk.length and (chunk.samples or chunk.keeps) else range(0)
+    return range(stop - 1, stop) if chunk.length and (chunk.samples or chunk.keeps or chunk.looks) else range(0)
 
 
 def _with_origins(plan: StepPlan, logits: Tensor, counts: list[int]) -> StepLogits:

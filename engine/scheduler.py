@@ -5,7 +5,7 @@
   state leaves its slot, and it waits again, in its old place. At most as many are parked as there are slots.
 - A step reads one token for every sequence that decodes, and fills the rest of its token budget with chunks of
   prompts, in order of admission. Decoding is thus never delayed by more than one budget of prompt tokens.
-- A chunk ends where a state is to be kept.
+- A chunk ends where a state is to be kept or looked at, or where something is done to it.
 - An encoder region (see `StateSpec.encoder_length`) is one chunk, whatever the budget: a step may read one of them
   beyond its budget, and no more. A prompt shorter than that costs as much, since the model pads it.
 """

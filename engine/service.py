@@ -17,10 +17,11 @@ from collections.abc import Sequence as Items
 from math import ceil
 from typing import TYPE_CHECKING
 
-from ostinato.engine.admission import FRESH, Continuation, make_sequences
+from ostinato.engine.admission import FRESH, Continuation, make_sequences, with_defaults
 from ostinato.engine.counts import Counts
 from ostinato.engine.errors import EngineStoppedError, QueueFullError, RequestError
 from ostinato.engine.event_stream import EventStream, OpenStreams
+from ostinato.engine.guard import REPORTING, GuardOptions
 from ostinato.engine.info import EngineStats, ModelInfo
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.types import Sequence, TokenEvent
@@ -46,6 +47,7 @@ class Service:
         tokenizer: None serves token ids only.
         snapshots: reads and writes the model's snapshots; None stores no states.
         initial_states: by name, that requests may start from.
+        guard: how sequences are guarded whose requests say nothing.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class Service:
         tokenizer: Tokenizer | None,
         snapshots: SnapshotFormat | None = None,
         initial_states: Mapping[str, InitialState] = NONE,
+        guard: GuardOptions = REPORTING,
     ) -> None:
+        self.guard = guard
         self.info = info
         self.tokenizer = tokenizer
         self.snapshots = snapshots
@@ -116,6 +120,7 @@ class Service:
             raise EngineStoppedError("the server is shutting down")
         self._loop = asyncio.get_running_loop()
         self.check_count(n * len(prompts))  # before there are so many
+        states = with_defaults(states, self.info, self.guard)
         sequences = make_sequences(
             request_id,
             prompts,

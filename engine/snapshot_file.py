@@ -25,22 +25,25 @@ from ostinato.engine.errors import (
     OtherDTypeError,
     OtherModelError,
     OtherTokenizerError,
+    OtherWindowError,
     SnapshotFormatError,
     SnapshotValueError,
 )
+from ostinato.engine.mitigation import Mitigation
 from ostinato.engine.snapshot_header import (
     METADATA,
     Fingerprint,
     GenerationHeader,
     Header,
     read_header,
+    read_mitigation,
     read_params,
     write_params,
 )
 from ostinato.engine.snapshots import Snapshot, TokenLog
 from ostinato.engine.state_pool import State, all_finite
 from ostinato.engine.types import Generation
-from ostinato.models.base import StateSpec
+from ostinato.models.base import StateSpec, StateTensor
 
 INT8_MAX = 127
 _COUNTED = re.compile(r"[0-9]{1,10}")
@@ -56,6 +59,7 @@ class SnapshotFormat:
     fingerprint: Fingerprint
     spec: StateSpec
     vocab_size: int
+    window: StateSpec | None = None  # what states with a window have besides, where this server has memory for it
 
     def encode(self, snapshot: Snapshot, *, lossy: bool = False) -> bytes:
         """The file. The snapshot has logits. lossy: floating-point state tensors as int8."""
@@ -78,6 +82,7 @@ class SnapshotFormat:
         Raises:
             SnapshotFormatError: truncated, not safetensors, or header and tensors do not fit this model or each other.
             OtherModelError, OtherTokenizerError, OtherDTypeError: of another model.
+            OtherWindowError: it has a window, for which there is no memory here.
             SnapshotValueError: a number is not finite.
         """
         header, tensors = read_header(data), _read_tensors(data)
@@ -85,9 +90,10 @@ class SnapshotFormat:
         self._check_region(header)
         logits = _take(tensors, "logits", (self.vocab_size,), torch.float32)
         log = self._read_log(header, tensors)
+        mitigation = read_mitigation(header.mitigation)
         state = {
             part.name: self._read_state(part.name, (part.layers, *part.shape), part.dtype, tensors, header.lossy)
-            for part in self.spec.tensors
+            for part in (*self.spec.tensors, *self._window_of(mitigation))
         }
         if tensors:
             raise SnapshotFormatError(f"the snapshot holds tensors that the model has no place for: {sorted(tensors)}")
@@ -103,7 +109,18 @@ class SnapshotFormat:
             open_turn=header.open_turn,
             initial=header.initial,
             region=header.region,
+            mitigation=mitigation,
         )
+
+    def _window_of(self, mitigation: Mitigation) -> tuple[StateTensor, ...]:
+        if mitigation.window is None:
+            return ()
+        if self.window is None:
+            raise OtherWindowError(
+                f"the state was made with a window of {mitigation.window} tokens, for which this server has no memory; "
+                "start it with --state-window-memory to go on from it"
+            )
+        return self.window.tensors
 
     def _header(self, snapshot: Snapshot, *, lossy: bool) -> Header:
         generation, params = snapshot.generation, snapshot.params
@@ -127,6 +144,7 @@ class SnapshotFormat:
             seed=snapshot.seed,
             open_turn=snapshot.open_turn,
             initial=snapshot.initial,
+            mitigation=snapshot.mitigation.asked or None,
             lossy="int8" if lossy else None,
             region=snapshot.region,
         )

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ostinato.engine.errors import RequestError, SnapshotFormatError
+from ostinato.engine.mitigation import UNTOUCHED, Mitigation
 from ostinato.engine.sampling_params import SamplingParams
 
 ID_PATTERN = r"^st_[0-9a-f]{64}$"
@@ -51,7 +52,7 @@ class Header(_Strict):
 
     tokens, digest: of the token log, see `TokenLog`. fingerprint, and model in one word: of who made it. counts: of
     the answer's tokens, for a private log whose request had penalties on them. params: the request's sampling
-    parameters. region: see `Snapshot`; left out where it is 0.
+    parameters. region: see `Snapshot`, and mitigation: what of it was asked for; each is left out where it is nothing.
     """
 
     format: Literal[1]
@@ -66,6 +67,7 @@ class Header(_Strict):
     seed: int | None
     open_turn: bool
     initial: Hash | None
+    mitigation: dict[str, float | int] | None = Field(None, exclude_if=lambda value: value is None)
     lossy: Literal["int8"] | None
     region: Count = 0
 
@@ -78,6 +80,14 @@ def read_header(data: bytes) -> Header:
         return Header.model_validate_json(entries["__metadata__"][METADATA])
     except (ValueError, KeyError, TypeError, RecursionError, ValidationError) as error:
         raise SnapshotFormatError(f"this is no snapshot: its header cannot be read ({type(error).__name__})") from error
+
+
+def read_mitigation(entries: dict[str, float | int] | None) -> Mitigation:
+    """Raises SnapshotFormatError: there is no such mitigation."""
+    try:
+        return UNTOUCHED if entries is None else Mitigation(**entries)  # type: ignore[arg-type]  # checked when made
+    except (TypeError, RequestError) as error:
+        raise SnapshotFormatError(f"the snapshot's mitigation cannot be read: {error}") from error
 
 
 def write_params(params: SamplingParams) -> dict[str, Any]:

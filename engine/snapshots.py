@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ostinato.engine.mitigation import UNTOUCHED, Mitigation
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.state_pool import State
 from ostinato.engine.types import NOT_BEGUN, Generation
@@ -46,7 +47,8 @@ class Snapshot:
     state: with logits; it has read `log`. generation: how far the answer at the log's end has come. parent: id of the
     stored state that it went on from. params, seed: with which it was made. open_turn: the log ends inside of the
     assistant's turn, which the next message of a conversation has to close. initial: digest of the tuned initial state
-    that the log began with, if there was one. region: tokens of the encoder region that the log began with.
+    that the log began with, if there was one. region: tokens of the encoder region that the log began with. mitigation:
+    with which the state was made.
     """
 
     state: State
@@ -58,3 +60,4 @@ class Snapshot:
     open_turn: bool = False
     initial: str | None = None
     region: int = 0
+    mitigation: Mitigation = UNTOUCHED

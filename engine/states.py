@@ -11,6 +11,7 @@ from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, replace
 
 from ostinato.engine.errors import RequestError, StateNotFoundError
+from ostinato.engine.mitigation import UNTOUCHED, Mitigation
 from ostinato.engine.snapshot_file import SnapshotFormat
 from ostinato.engine.snapshot_header import read_header
 from ostinato.engine.snapshots import Snapshot
@@ -41,7 +42,8 @@ class Rewind:
     """How to get to an earlier point: start from a stored state, or from nothing, and read these tokens.
 
     initial: the digest of the initial state that stands for nothing, if it was a tuned one. open_turn: it ends inside
-    of the assistant's turn. region: how many of the first tokens were read at once (see `Snapshot`).
+    of the assistant's turn. region: how many of the first tokens were read at once (see `Snapshot`). mitigation: with
+    which the state was made.
     """
 
     parent: StateRecord | None
@@ -50,6 +52,7 @@ class Rewind:
     initial: str | None = None
     open_turn: bool = False
     region: int = 0
+    mitigation: Mitigation = UNTOUCHED
 
 
 class States:
@@ -157,7 +160,7 @@ class States:
             )
         known = 0 if nearest is None else nearest.tokens
         inside = whole.open_turn and tokens > whole.log.length - whole.generation.tokens
-        return Rewind(nearest, start, log[known:tokens], whole.initial, open_turn=inside, region=whole.region)
+        return Rewind(nearest, start, log[known:tokens], whole.initial, inside, whole.region, whole.mitigation)
 
     def mark(self, owner: str, state_id: str, name: str) -> StateRecord:
         """The nearest state with this mark: the state itself or an ancestor. Raises RequestError: there is none."""

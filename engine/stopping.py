@@ -1,7 +1,14 @@
 """What becomes of a sampled token: text, and the decision whether its sequence ends with it."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from ostinato.engine.errors import NotFiniteError
 from ostinato.engine.types import Fault, FinishReason, Sampled, Sequence, TokenEvent
+
+if TYPE_CHECKING:
+    from ostinato.engine.snapshots import Snapshot
 
 
 def accept(sequence: Sequence, sampled: Sampled, eos_token_ids: frozenset[int]) -> TokenEvent:
@@ -61,6 +68,17 @@ def failed(sequence: Sequence, error: Exception) -> TokenEvent:
 def aborted(sequence: Sequence) -> TokenEvent:
     """The final event of a sequence that was given up."""
     return TokenEvent(sequence.id, sequence.index, finish_reason=FinishReason.ABORTED)
+
+
+def guarded(sequence: Sequence, snapshots: tuple[Snapshot, ...]) -> TokenEvent:
+    """The final event of a sequence that the state guard has ended: what its text held back, and what is stored of it.
+
+    The token that its last logits would choose is not chosen.
+    """
+    text = "" if sequence.text is None or sequence.closing is not None else sequence.text.flush()
+    return TokenEvent(
+        sequence.id, sequence.index, text=text, finish_reason=FinishReason.STATE_GUARD, snapshots=snapshots
+    )
 
 
 def _after_prompt_chunk(sequence: Sequence, sampled: Sampled) -> TokenEvent:

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ostinato.engine.mitigation import UNTOUCHED, Mitigation
 from ostinato.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from ostinato.engine.detokenizer import TextStream
+    from ostinato.engine.guard import Guarded, StateHealth
     from ostinato.engine.keeping import Closing, Keep, Mark
     from ostinato.engine.snapshots import Snapshot
     from ostinato.engine.state_pool import State
@@ -26,6 +28,7 @@ class FinishReason(enum.StrEnum):
     STOP = "stop"
     LENGTH = "length"
     PARKED = "parked"
+    STATE_GUARD = "state_guard"
     ABORTED = "aborted"
     ERROR = "error"
 
@@ -120,6 +123,9 @@ class Sequence:
     park: Keep | None = None  # how it is stored where the server goes down before its end; None: it is not
     arrived: float = field(default_factory=time.monotonic)
     waited: float | None = None  # seconds until it had its first slot; None: it has had none
+    mitigation: Mitigation = UNTOUCHED  # what is done to its state beyond what the model does
+    guard: Guarded | None = None  # who looks at its state
+    beats: tuple[int, ...] = ()  # at multiples of these lengths of the log chunks end
 
     def __post_init__(self) -> None:
         if self.params.repetition_penalty != 1.0:
@@ -173,13 +179,15 @@ class Sequence:
         self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
 
     def next_stop(self) -> int:
-        """How far the next chunk may read: to the end of the log, or to where the state is to be kept before.
+        """How far the next chunk may read: to the end of the log, or to where something is done with the state before.
 
         To the end of the encoder region it has to.
         """
         if self.reads_region:
             return self.region
-        return min((stop for stop in self.stops if stop > self.num_read), default=self.num_tokens)
+        stops = [stop for stop in self.stops if stop > self.num_read]
+        beats = [(self.num_read // beat + 1) * beat for beat in self.beats]
+        return min([*stops, *beats, self.num_tokens])
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +199,7 @@ class Chunk:
 
     `samples`: the chunk ends the token log, so its last logits choose the next token.
     `scores_prompt`: log-probabilities are wanted for the prompt tokens that its logits predict.
-    `keeps`: the state is to be kept as it is at the chunk's end, with its last logits.
+    `keeps`: the state is to be kept as it is at the chunk's end, with its last logits. `looks`: it is looked at there.
     """
 
     sequence: Sequence
@@ -199,6 +207,7 @@ class Chunk:
     samples: bool
     scores_prompt: bool
     keeps: bool
+    looks: bool = False
 
     @classmethod
     def of(cls, sequence: Sequence, length: int) -> Chunk:
@@ -211,6 +220,7 @@ class Chunk:
             samples=ends_log and sequence.closing is None and params.max_tokens > 0,
             scores_prompt=sequence.closing is None and sequence.in_prefill and params.prompt_logprobs is not None,
             keeps=end in sequence.stops or (ends_log and sequence.closing is not None),
+            looks=sequence.guard is not None and sequence.guard.looks_at(end, sequence.prompt_end),
         )
 
 
@@ -255,6 +265,7 @@ class TokenEvent:
     reused: int = 0  # with `finish_reason`: tokens of the log that did not have to be read, and why not more
     reuse: Reuse = Reuse.OFF
     waited: float = 0.0  # with `finish_reason`: seconds until it had its first slot, or its end if it never had one
+    health: StateHealth | None = None  # with `finish_reason`, where the request wants to know
 
     @property
     def says_something(self) -> bool:

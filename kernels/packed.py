@@ -6,12 +6,18 @@ called cu_seqlens) may name empty sequences. Its memory is read from row `src[i]
 destination appears at most once, and is no other sequence's source.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ostinato.kernels.treatment import Treatment
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +26,8 @@ class Packed:
 
     src, dst: [B] int32 slots; starts: [B + 1] int32, cumulative lengths from 0 to T; longest: the longest sequence's
     length, known on the host so that an accelerator need not be asked. begins: which of the sequences begin with these
-    tokens, for models that read the first tokens of a prompt at once; none of these is padding.
+    tokens, for models that read the first tokens of a prompt at once; none of these is padding. treatment: how the
+    recurrence reads them, if not as the model was trained.
     """
 
     src: Tensor
@@ -28,6 +35,7 @@ class Packed:
     starts: Tensor
     longest: int
     begins: tuple[int, ...] = ()
+    treatment: Treatment | None = None
 
     @classmethod
     def of(
@@ -38,15 +46,16 @@ class Packed:
         dst: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
         begins: Sequence[int] = (),
-    ) -> "Packed":
+        treatment: Treatment | None = None,
+    ) -> Packed:
         """Packs sequences of `lengths` tokens; `dst` is `src` unless it is given."""
 
         def int32(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int32, device=device)
 
         starts = [0, *accumulate(lengths)]
-        into = src if dst is None else dst
-        return cls(int32(src), int32(into), int32(starts), max(lengths, default=0), tuple(begins))
+        into, longest = src if dst is None else dst, max(lengths, default=0)
+        return cls(int32(src), int32(into), int32(starts), longest, tuple(begins), treatment)
 
     def check(self, tokens: int) -> None:
         """Checks dtypes and shapes (not values, which would stall an accelerator). Raises TypeError, ValueError."""

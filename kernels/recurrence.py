@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from ostinato.kernels import dispatch
 from ostinato.kernels.packed import Packed, read_slots, write_slots
+from ostinato.kernels.treatment import treated
 
 NORMALIZE_EPS = 1e-6  # inside the root, as in flash-linear-attention's l2norm
 MOST_FORMS = 4096  # combinations of shapes that are remembered as checked
@@ -151,6 +152,8 @@ def recurrence(
         "bonus": bonus, "skip": skip, "gate": gate,
     }  # fmt: skip
     given = {name: x for name, x in optional.items() if x is not None}
+    if batch.treatment is not None:
+        k, given = treated(k, state, batch, given, batch.treatment)
     _check_once(q, k, v, state, given)
     y: Tensor = dispatch.operators(q).recurrence(
         q, k, v, state, batch.src, batch.dst, batch.starts, batch.longest, **given, normalize=normalize, scale=scale

@@ -12,7 +12,8 @@ from fastapi.responses import Response
 from ostinato.engine.types import TokenEvent
 from ostinato.server.api_schema import BODY, GENERATION, answers, refusals
 from ostinato.server.context import Context
-from ostinato.server.generation import Job, collect, join_ids, new_id, run, wire_reason
+from ostinato.server.generation import Job, collect, join_ids, new_id, run, stop_reason, wire_reason
+from ostinato.server.guard_protocol import guard_of, health_reply
 from ostinato.server.job_states import job_states, storing_of
 from ostinato.server.logprobs import TokenNames, chat_logprobs
 from ostinato.server.params import chat_params
@@ -51,6 +52,9 @@ def chat_router(context: Context) -> APIRouter:
             initial=body.initial_state,
             storing=storing_of(body.store),
             caches=body.cache_prompt,
+            mitigation=body.state_mitigation,
+            guard=guard_of(body.state_guard),
+            health=body.state_health,
             open_turn=True,
         )
         prompt = await chat_prompt(context, body.messages, states, body.repeat)
@@ -107,9 +111,10 @@ class ChatWriter:
             delta=ChatDelta(role="assistant" if first else None, content=event.text if event.text or first else None),
             logprobs=ChatLogprobs(content=content) if content else None,
             finish_reason=wire_reason(event),
-            stop_reason=event.stop_reason,
+            stop_reason=stop_reason(event),
             token_ids=list(event.token_ids) if shows_ids else None,
             prompt_token_ids=list(self.job.prompt_of(event.index)) if first and shows_ids else None,
+            state_health=health_reply(event.health),
             **(self.job.states.reply(event.index) if event.finish_reason is not None and self.job.choices > 1 else {}),
         )
 
@@ -147,4 +152,5 @@ def _join(pieces: Sequence[ChatChunkChoice]) -> ChatChoice:
         prompt_token_ids=first.prompt_token_ids,
         state=last.state,
         checkpoints=last.checkpoints,
+        state_health=last.state_health,
     )

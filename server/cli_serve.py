@@ -10,6 +10,8 @@ from typing import Annotated, Literal, cast
 import typer
 
 from ostinato.engine.config import DTypeName, EngineConfig
+from ostinato.engine.guard import GuardOptions, Reaction
+from ostinato.server import cli_guard
 from ostinato.server import cli_options as opt
 from ostinato.server import cli_security as sec
 from ostinato.server.log_format import set_up_logging
@@ -136,6 +138,10 @@ def serve(
     attention_window: AttentionWindow = None,
     initial_state: InitialStates = None,
     prefix_cache: PrefixCache = None,
+    state_guard: cli_guard.StateGuard = Reaction.REPORT,
+    state_norm_limit: cli_guard.NormLimit = None,
+    state_mitigation: cli_guard.StateMitigations = None,
+    state_window_memory: cli_guard.WindowMemory = False,
     state_store: StateStores = None,
     state_store_size: StateStoreSize = None,
     state_cache: StateCache = None,
@@ -169,6 +175,9 @@ def serve(
         attention_window=attention_window,
         initial_states=named_files(initial_state or []),
         prefix_cache=prefix_cache,
+        guard=GuardOptions(state_guard, state_norm_limit),
+        mitigation=cli_guard.mitigation_options(state_mitigation or []),
+        window_memory=state_window_memory,
         batch_invariant=batch_invariant,
         cuda_graphs=cuda_graphs,
     )

@@ -14,6 +14,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from ostinato.engine.guard import GuardStats, Reaction
 from ostinato.engine.state_counts import StateCounts
 from ostinato.engine.types import Reuse
 
@@ -38,6 +39,7 @@ class EngineCollector(Collector):
         yield from _tokens(stats)
         yield from _prefix_cache(stats)
         yield from _steps(stats.meter)
+        yield from _guard(stats.guard)
         yield _kernels(self.service)
         yield from _states(StateCounts() if self.states is None else self.states.counts)
         yield from self._state_bytes(stats)
@@ -118,6 +120,21 @@ def _steps(meter: StepMeter) -> Iterator[Metric]:
     yield _histogram("ostinato_batch_size", "Sequences in a step.", meter.batch)
     yield _histogram("ostinato_step_tokens", "Tokens read in a step.", meter.tokens)
     yield _histogram("ostinato_queue_wait_seconds", "From a sequence's arrival to its first slot.", meter.wait)
+
+
+def _guard(stats: GuardStats) -> Iterator[Metric]:
+    yield GaugeMetricFamily("ostinato_state_norm", "Largest norm of a head's state at the last look.", stats.norm)
+    yield GaugeMetricFamily("ostinato_state_norm_mean", "Mean norm of a head's state there.", stats.mean_norm)
+    yield CounterMetricFamily("ostinato_state_looks", "Looks at the norms of one state.", stats.looks)
+    yield CounterMetricFamily(
+        "ostinato_state_not_finite", "Looks that found numbers that are not finite.", stats.not_finite
+    )
+    yield _labelled(
+        "ostinato_state_exceeded",
+        "Sequences whose state was found wanting, by reaction.",
+        "reaction",
+        {reaction: stats.exceeded[reaction] for reaction in Reaction},
+    )
 
 
 def _kernels(service: Service) -> Metric:

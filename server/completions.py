@@ -13,7 +13,8 @@ from ostinato.engine.errors import RequestError
 from ostinato.engine.types import TokenEvent
 from ostinato.server.api_schema import BODY, GENERATION, answers, refusals
 from ostinato.server.context import Context
-from ostinato.server.generation import Job, collect, join_ids, new_id, run, wire_reason
+from ostinato.server.generation import Job, collect, join_ids, new_id, run, stop_reason, wire_reason
+from ostinato.server.guard_protocol import guard_of, health_reply
 from ostinato.server.job_states import checkpoints_of, job_states, storing_of
 from ostinato.server.logprobs import LegacyWriter, TokenNames, join_legacy
 from ostinato.server.params import completion_params
@@ -40,6 +41,9 @@ def completions_router(context: Context) -> APIRouter:
             initial=body.initial_state,
             storing=storing_of(body.store),
             caches=body.cache_prompt,
+            mitigation=body.state_mitigation,
+            guard=guard_of(body.state_guard),
+            health=body.state_health,
         )
         prompts = await completion_prompts(context, body, states)
         states.checkpoints = _checkpoints(body, prompts)
@@ -131,10 +135,11 @@ class ChoiceWriter:
             text=(self._echo() if first and self.request.echo else "") + event.text,
             logprobs=logprobs,
             finish_reason=wire_reason(event),
-            stop_reason=event.stop_reason,
+            stop_reason=stop_reason(event),
             token_ids=list(event.token_ids) if shows_ids else None,
             prompt_token_ids=list(self.prompt) if first and shows_ids else None,
             prompt_logprobs=prompt_logprobs,
+            state_health=health_reply(event.health),
             **(self.job.states.reply(self.index) if event.finish_reason is not None and self.job.choices > 1 else {}),
         )
 
@@ -188,6 +193,7 @@ def _join(pieces: Sequence[CompletionChoice]) -> CompletionChoice:
         prompt_logprobs=_join_logprobs([piece.prompt_logprobs for piece in pieces]),
         state=last.state,
         checkpoints=last.checkpoints,
+        state_health=last.state_health,
     )
 
 

@@ -21,6 +21,7 @@ from ostinato.engine.errors import (
     OtherDTypeError,
     OtherModelError,
     OtherTokenizerError,
+    OtherWindowError,
     QueueFullError,
     RequestError,
     SlowReaderError,
@@ -77,6 +78,10 @@ class RateLimitError(OstinatoError):
         self.retry_after = retry_after
 
 
+class StateGuardError(OstinatoError):
+    """What was to be read into a state made it come apart."""
+
+
 class ClientDisconnectedError(Exception):
     """Nobody waits for the answer any more. Never becomes a response."""
 
@@ -100,6 +105,7 @@ BY_TYPE: dict[type[Exception], Answer] = {
     KeyNotAllowedError: Answer(403, INVALID, "insufficient_permissions"),
     RateLimitError: Answer(429, "rate_limit_error", "rate_limit_exceeded"),
     QueueFullError: Answer(429, "rate_limit_error", "queue_full"),
+    StateGuardError: Answer(422, INVALID, "state_guard"),
     NotReadyError: Answer(503, SERVER, "not_ready"),
     EngineStoppedError: Answer(503, SERVER, "engine_stopped"),
     NotFiniteError: Answer(500, SERVER, "not_finite"),
@@ -110,6 +116,7 @@ BY_TYPE: dict[type[Exception], Answer] = {
     OtherModelError: Answer(409, INVALID, "state_of_other_model"),
     OtherTokenizerError: Answer(409, INVALID, "state_of_other_tokenizer"),
     OtherDTypeError: Answer(409, INVALID, "state_of_other_dtype"),
+    OtherWindowError: Answer(409, INVALID, "state_with_window"),
     StateIdError: Answer(400, INVALID, "state_id_invalid"),
     StateNotFoundError: Answer(404, INVALID, "state_not_found"),
     StateDamagedError: Answer(410, INVALID, "state_damaged"),

@@ -151,10 +151,15 @@ def _raise_if_failed(event: TokenEvent) -> None:
 
 
 def wire_reason(event: TokenEvent) -> WireReason | None:
-    """As OpenAI names it: a parked answer is one that was cut. The other two reasons never reach an answer."""
+    """As OpenAI names it. What was parked, or ended by the state guard, is cut short: `length`. No other one gets here."""
     if event.finish_reason is None:
         return None
     return "stop" if event.finish_reason is FinishReason.STOP else "length"
+
+
+def stop_reason(event: TokenEvent) -> str | int | None:
+    """The stop string or token; or `state_guard`, with the finish reason `length`, which no stop string has."""
+    return "state_guard" if event.finish_reason is FinishReason.STATE_GUARD else event.stop_reason
 
 
 async def collect(context: Context, job: Job, piece: Callable[[TokenEvent], Piece]) -> list[list[Piece]]:

@@ -13,14 +13,17 @@ from fastapi import Request
 
 from ostinato.engine.admission import Continuation
 from ostinato.engine.errors import RequestError
+from ostinato.engine.guard import GuardOptions
 from ostinato.engine.initial_states import InitialState, choose_initial_state
 from ostinato.engine.keeping import Keep
+from ostinato.engine.mitigation import Mitigation
 from ostinato.engine.snapshots import Snapshot
 from ostinato.engine.states import States, Storing
 from ostinato.engine.steady_clock import steady_time
 from ostinato.engine.store import StateRecord
 from ostinato.engine.types import FinishReason, TokenEvent
 from ostinato.server.context import Context
+from ostinato.server.guard_protocol import MitigationFields, mitigation_of
 from ostinato.server.protocol import StoreOptions
 from ostinato.server.replies import StateReply
 
@@ -69,6 +72,7 @@ class JobStates:
     their names; stops: of each prompt, those at which the prefix cache is to keep it. marks, ends: what was stored of
     each choice: at checkpoints, in order, and at its end. initial: the memory before the first token. region: see
     `Continuation`. parking: how the state is stored where the server goes down before the end; None: it is not.
+    mitigation, guard, health: see `Continuation`.
     """
 
     owner: str
@@ -83,6 +87,9 @@ class JobStates:
     initial: InitialState | None = None
     region: int = 0
     parking: Storing | None = None
+    mitigation: Mitigation | None = None
+    guard: GuardOptions | None = None
+    health: bool = False
     marks: dict[int, list[StateReply]] = field(default_factory=dict)
     ends: dict[int, StateReply] = field(default_factory=dict)
 
@@ -103,7 +110,10 @@ class JobStates:
         scope = self.owner if self.caches else None
         own = [frozenset(self.tokens_before + length for length in of_prompt) for of_prompt in self.stops]
         stops = own if self.caches else ()
-        return Continuation(self.start, self.parent, keep, scope, marks, self.initial, stops, self.region, park)
+        guarding = (self.mitigation, self.guard, self.health)
+        return Continuation(
+            self.start, self.parent, keep, scope, marks, self.initial, stops, self.region, park, *guarding
+        )
 
     def _keep(self, storing: Storing | None) -> Keep | None:
         if storing is None:
@@ -159,6 +169,9 @@ async def job_states(
     checkpoints: Mapping[int, str | None] | None = None,
     caches: bool = True,
     open_turn: bool = False,
+    mitigation: MitigationFields | None = None,
+    guard: GuardOptions | None = None,
+    health: bool = False,
 ) -> JobStates:
     """Loads the state that a request goes on from; without one, finds the initial state of that name.
 
@@ -191,6 +204,9 @@ async def job_states(
         open_turn=open_turn,
         parking=_parking(context, storing),
         initial=choose_initial_state(context.service.initial_states, initial) if state is None else None,
+        mitigation=mitigation_of(mitigation),
+        guard=guard,
+        health=health,
     )
 
 
@@ -212,6 +228,7 @@ def reply_of(record: StateRecord, snapshot: Snapshot | None = None) -> StateRepl
         expires=record.expires,
         pending=pending or None,
         mark=record.mark,
+        mitigation=None if snapshot is None else snapshot.mitigation.asked or None,
     )
 
 

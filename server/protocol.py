@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ostinato.server.guard_protocol import MitigationFields, StateGuard
 from ostinato.server.repeat_protocol import Part, Repeat
 from ostinato.server.validation import WireModel, must_be
 
@@ -97,6 +98,7 @@ class SamplingRequest(WireModel):
     initial_state: str | None = None
     cache_prompt: bool = True
     repeat: Repeat = 1
+    state_mitigation: MitigationFields | None = None
     user: str | None = None  # OpenAI: a label of the end user, without effect on the answer
 
 
@@ -108,6 +110,8 @@ class GenerationRequest(SamplingRequest):
     max_tokens: int | None = None
     return_token_ids: bool = False
     store: Store = False
+    state_guard: StateGuard | None = None
+    state_health: bool = False
 
 
 class CompletionRequest(GenerationRequest):
@@ -166,6 +170,7 @@ class CreateStateRequest(WireModel):
     lossy: bool = False
     priority: int = Field(0, ge=-(2**31), lt=2**31)
     cache_prompt: bool = True
+    state_mitigation: MitigationFields | None = None
 
 
 class UpdateStateRequest(WireModel):

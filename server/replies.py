@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, Field
 
 from ostinato.engine.types import Reuse
+from ostinato.server.guard_protocol import StateHealthReply
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class Usage(BaseModel):
 class StateReply(BaseModel):
     """A stored state, as an answer names it: `state` is the one at its end, `checkpoints` are those on the way.
 
-    bytes: of its file. pending: text that is held back and not shown yet.
+    bytes: of its file. pending: text that is held back and not shown yet. mitigation: with which it was made.
     """
 
     id: str
@@ -51,6 +52,7 @@ class StateReply(BaseModel):
     expires: float | None = None
     pending: Optional[str] = None
     mark: Optional[str] = None
+    mitigation: Optional[dict[str, float | int]] = None
 
 
 class LegacyLogprobs(BaseModel):
@@ -75,6 +77,7 @@ class CompletionChoice(BaseModel):
     prompt_logprobs: Optional[LegacyLogprobs] = None
     state: Optional[StateReply] = None
     checkpoints: Optional[list[StateReply]] = None
+    state_health: Optional[StateHealthReply] = None
 
 
 class Completion(BaseModel):
@@ -128,6 +131,7 @@ class ChatExtras(BaseModel):
     prompt_token_ids: Optional[list[int]] = None
     state: Optional[StateReply] = None
     checkpoints: Optional[list[StateReply]] = None
+    state_health: Optional[StateHealthReply] = None
 
 
 class ChatChoice(ChatExtras):

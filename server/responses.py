@@ -88,6 +88,7 @@ async def load_states(context: Context, body: ResponseRequest, request: Request,
             initial=body.initial_state,
             storing=storing,
             caches=body.cache_prompt,
+            mitigation=body.state_mitigation,
             open_turn=True,
         )
     except StateNotFoundError:

@@ -53,7 +53,7 @@ class ResponseUsage(BaseModel):
 
 
 class IncompleteDetails(BaseModel):
-    reason: Literal["max_output_tokens"] = "max_output_tokens"
+    reason: Literal["max_output_tokens", "state_guard"] = "max_output_tokens"
 
 
 class TextFormat(BaseModel):

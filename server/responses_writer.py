@@ -132,7 +132,7 @@ class ResponseWriter:
             created_at=job.created,
             completed_at=int(time.time()) if status == "completed" else None,
             status=status,
-            incomplete_details=IncompleteDetails() if status == "incomplete" else None,
+            incomplete_details=self._incomplete() if status == "incomplete" else None,
             instructions=request.instructions,
             max_output_tokens=job.params.max_tokens,
             metadata=request.metadata,
@@ -148,6 +148,10 @@ class ResponseWriter:
             user=request.user,
             state=job.states.ends.get(0),
         )
+
+    def _incomplete(self) -> IncompleteDetails:
+        guarded = self.finish_reason is FinishReason.STATE_GUARD
+        return IncompleteDetails(reason="state_guard" if guarded else "max_output_tokens")
 
     def _usage(self) -> ResponseUsage:
         usage = self.job.usage()

@@ -88,6 +88,7 @@ def _job_states(context: Context, owner: str, plan: Rewind, body: RewindRequest)
         parent=None if plan.parent is None else plan.parent.id,
         storing=Storing(expires=expires_in(body.ttl), labels=tuple(dict.fromkeys(body.labels))),
         open_turn=plan.open_turn,
+        mitigation=plan.mitigation if plan.start is None else None,
         initial=find_initial_state(context.service.initial_states, plan.initial or "") if begins else None,
         region=plan.region,
     )

@@ -16,6 +16,7 @@ from ostinato.engine.states import States, Storing
 from ostinato.engine.store import UNCHANGED, StateRecord
 from ostinato.server.api_schema import BODY, STATES, refusals
 from ostinato.server.context import Context
+from ostinato.server.errors import StateGuardError
 from ostinato.server.generation import Job, collect, new_id
 from ostinato.server.job_states import JobStates, checkpoints_of, expires_in, job_states, owner_of
 from ostinato.server.prompts import chat_prompt
@@ -50,6 +51,7 @@ def states_router(context: Context) -> APIRouter:
             initial=body.initial_state,
             storing=storing,
             caches=body.cache_prompt,
+            mitigation=body.state_mitigation,
         )
         prompt = await _encode(context, body, states)
         job = Job(new_id("state-"), [prompt], READ_ONLY, 1, body.priority, started, states)
@@ -133,8 +135,10 @@ async def _encode_prompt(
 
 
 async def created(context: Context, job: Job) -> CreatedState:
-    """Runs a job that only reads."""
+    """Runs a job that only reads. Raises StateGuardError: it came to no state that is worth keeping."""
     await collect(context, job, lambda event: event.index)
-    end = job.states.ends[0]
+    end = job.states.ends.get(0)
+    if end is None:
+        raise StateGuardError("the state guard ended the reading: the state's norm is above the limit or not finite")
     record = await asyncio.to_thread(states_of(context).store.record, job.states.owner, end.id)
     return CreatedState(**card(record).model_dump(), usage=job.usage(), checkpoints=job.states.marks.get(0))

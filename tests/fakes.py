@@ -65,7 +65,7 @@ class ScriptedRunner:
                 self.misuse.append(f"{chunk.sequence.id} has read {chunk.sequence.num_read}, its slot {len(state)}")
             for i, token in enumerate(chunk.sequence.unread_tokens(chunk.length)):
                 state.append(token)
-                if chunk.scores_prompt or ((chunk.samples or chunk.keeps) and i == chunk.length - 1):
+                if chunk.scores_prompt or ((chunk.samples or chunk.keeps or chunk.looks) and i == chunk.length - 1):
                     rows.append(self._logits(state))
             if not chunk.length and (chunk.samples or chunk.keeps):
                 assert chunk.sequence.origin is not None
