@@ -133,7 +133,7 @@ def _guard(stats: GuardStats) -> Iterator[Metric]:
         "ostinato_state_exceeded",
         "Sequences whose state was found wanting, by reaction.",
         "reaction",
-        {reaction: stats.exceeded[reaction] for reaction in Reaction},
+        {str(reaction): stats.exceeded[reaction] for reaction in Reaction},
     )
 
 

@@ -151,7 +151,7 @@ def _raise_if_failed(event: TokenEvent) -> None:
 
 
 def wire_reason(event: TokenEvent) -> WireReason | None:
-    """As OpenAI names it. What was parked, or ended by the state guard, is cut short: `length`. No other one gets here."""
+    """As OpenAI names it. What was parked, or ended by the state guard, is cut short. The others never get here."""
     if event.finish_reason is None:
         return None
     return "stop" if event.finish_reason is FinishReason.STOP else "length"
