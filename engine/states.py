@@ -19,6 +19,7 @@ from ostinato.engine.state_counts import StateCounts
 from ostinato.engine.store import StateRecord, StateStore, TierUsage
 
 MAX_ANCESTORS = 10_000  # of one state: what is deeper than that is read again
+MAX_RECENT = 4096  # ids of states that are remembered as used last
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,8 @@ class States:
         self.memory_budget = memory
         self.usage: list[TierUsage] = []  # of the store, when somebody last looked
         self._memory = SnapshotMemory(memory)
+        self._recent: OrderedDict[str, str] = OrderedDict()  # contents by id, the one used last at the end
+        self._lock = threading.Lock()
 
     @property
     def memory_bytes(self) -> int:
@@ -86,6 +89,7 @@ class States:
             record = self._put(owner, content, snapshot, storing, mark)
         if not storing.lossy:
             self._memory.put(record.content, snapshot)
+        self._note(record)
         return record
 
     def load(self, owner: str, state_id: str) -> Snapshot:
@@ -101,12 +105,20 @@ class States:
             known = self._memory.get(record.content)
             if known is not None:
                 self.counts.count_restored("memory")
+                self._note(record)
                 return known
             record, content = self.store.read(owner, state_id)
             snapshot = self.format.decode(bytes(content))
         self._memory.put(record.content, snapshot)
         self.counts.count_restored("store")
+        self._note(record)
         return snapshot
+
+    def recent(self, limit: int) -> list[str]:
+        """The ids of at most `limit` states that can be loaded from memory here, the ones used last first."""
+        with self._lock:
+            used = list(reversed(self._recent.items()))
+        return [state_id for state_id, content in used if content in self._memory][:limit]
 
     def upload(self, owner: str, content: bytes, storing: Storing) -> StateRecord:
         """Stores a file that came from elsewhere, after it was checked as strictly as it would be when loaded.
@@ -185,6 +197,14 @@ class States:
             found += children[record.id]
         return found[:limit]
 
+    def _note(self, record: StateRecord) -> None:
+        """Remembers a state as the one used last."""
+        with self._lock:
+            self._recent[record.id] = record.content
+            self._recent.move_to_end(record.id)
+            if len(self._recent) > MAX_RECENT:
+                self._recent.popitem(last=False)
+
     def _put(self, owner: str, content: bytes, snapshot: Snapshot, storing: Storing, mark: str | None) -> StateRecord:
         record = self.store.put(
             content,
@@ -211,6 +231,10 @@ class SnapshotMemory:
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Snapshot] = OrderedDict()
         self.num_bytes = 0
+
+    def __contains__(self, content: str) -> bool:
+        with self._lock:
+            return content in self._kept
 
     def get(self, content: str) -> Snapshot | None:
         with self._lock:

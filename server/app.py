@@ -74,6 +74,7 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.state.context = context
     routers = (
         completions_router,
         chat_router,

@@ -7,7 +7,6 @@ found by one look into the store, by any server process that shares it, and is n
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from dataclasses import replace
 
@@ -23,7 +22,7 @@ from ostinato.server.generation import Job, new_id
 from ostinato.server.job_states import JobStates, job_states, owner_of, storing_of
 from ostinato.server.params import response_params
 from ostinato.server.prompts import chat_prompt
-from ostinato.server.responses_protocol import ResponseRequest
+from ostinato.server.responses_protocol import ResponseRequest, state_id_of
 from ostinato.server.responses_replies import DeletedResponse, ResponseReply
 from ostinato.server.responses_writer import EventResponse, ResponseWriter
 from ostinato.server.sse import until_disconnect
@@ -60,11 +59,6 @@ def responses_router(context: Context) -> APIRouter:
         return DeletedResponse(id=response_id)
 
     return router
-
-
-def state_id_of(response_id: str) -> str:
-    """The id of the state that a response is stored as."""
-    return f"st_{hashlib.sha256(response_id.encode()).hexdigest()}"
 
 
 async def load_states(context: Context, body: ResponseRequest, request: Request, storing: Storing | None) -> JobStates:

@@ -6,6 +6,7 @@ list of tools, say. Clients fill such values in.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -78,3 +79,8 @@ class ResponseRequest(SamplingRequest):
         if self.instructions is not None:
             read.insert(0, ChatMessage(role="system", content=self.instructions))
         return read
+
+
+def state_id_of(response_id: str) -> str:
+    """The id of the state that a response is stored as."""
+    return f"st_{hashlib.sha256(response_id.encode()).hexdigest()}"

@@ -91,6 +91,7 @@ class DrainingServer(uvicorn.Server):
                 create_app(service, settings),
                 log_level=settings.log_level,
                 lifespan="on",
+                loop="asyncio",  # the one that is tested: uvicorn would take another one that happens to be installed
                 ws="none",
                 http=guarded_protocol(settings.max_connections, settings.header_seconds, settings.body_seconds),
                 h11_max_incomplete_event_size=MAX_HEADER_BYTES,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from ostinato.engine.config import EngineConfig
+from ostinato.engine.config import EngineConfig
 
 
 @dataclass(frozen=True, slots=True)
