@@ -107,7 +107,7 @@ def read_config(checkpoint: Checkpoint) -> BasedConfig:
         window=window,
         hidden=hidden,
         mlp=config.integer("n_inner"),
-        rotary_width=int(config.number("rotary_emb_fraction", 0.0) * (window.head if window else 0)),
+        rotary_width=_rotary_width(config, window, file),
         rotary_base=config.positive("rotary_emb_base", 10000.0),
         vocab_size=vocab_size,
         vocab_rows=math.ceil(vocab_size / multiple) * multiple,
@@ -218,6 +218,16 @@ def _encoder_length(section: Mapping[str, Any], whole: ConfigReader, file: Path)
     length = config.integer("enc_length")
     whole.only("enc_length", length)
     return length
+
+
+def _rotary_width(config: ConfigReader, window: WindowSizes | None, file: Path) -> int:
+    head = window.head if window else 0
+    width = int(config.number("rotary_emb_fraction", 0.0) * head)
+    if width % 2:
+        raise UnsupportedModelError(
+            f"{file}: rotary_emb_fraction turns {width} of a head's {head} elements: they turn in pairs"
+        )
+    return width
 
 
 def _window_sizes(section: Mapping[str, Any], whole: ConfigReader, file: Path) -> WindowSizes:

@@ -47,6 +47,7 @@ def read_config(checkpoint: Checkpoint) -> GatedDeltaNetConfig:
     heads, key = config.integer("num_heads", 6), config.integer("head_dim", 256)
     value_heads = config.integer("num_v_heads", heads)
     config.divide("num_heads", value_heads, heads)
+    output_gate = config.flag("use_gate", True)
     return GatedDeltaNetConfig(
         shell=read_shell(checkpoint, layers=21),
         heads=heads,
@@ -55,8 +56,8 @@ def read_config(checkpoint: Checkpoint) -> GatedDeltaNetConfig:
         value=config.exact_fraction_of(key, "expand_v", 2.0),
         conv_width=config.integer("conv_size", 4),
         largest_beta=2 if config.flag("allow_neg_eigval", False) else 1,
-        output_gate=config.flag("use_gate", True),
-        sigmoid_gate=checkpoint.config.get("output_gate_activation") == "sigmoid",
+        output_gate=output_gate,
+        sigmoid_gate=output_gate and checkpoint.config.get("output_gate_activation") == "sigmoid",
     )
 
 

@@ -54,7 +54,7 @@ def _drawn(draw: random.Random) -> Config:
         "n_layer": layers,
         "layer_norm_epsilon": draw.choice((1e-5, 1e-3)),
         "rms_norm": True,
-        "rotary_emb_fraction": draw.choice((1, 1, 0.5, 0)),
+        "rotary_emb_fraction": draw.choice((1, 1, 0.5 if hidden // heads % 4 == 0 else 1, 0)),
         **dict.fromkeys(("qkv_proj_bias", "out_proj_bias", "mlp_fc1_bias", "mlp_fc2_bias"), False),
         "mixer": {
             "_target_": f"{mixers}.{draw.choice(('convolution', 'base_conv'))}.BaseConv",

@@ -98,6 +98,8 @@ def test_random_tiny_configuration(
         # The epsilon of the norm of heads goes with the head size in fla's layout, and does not in the original one.
         ("rwkv7_fla", {"hidden_size": 96, "head_dim": 32}),
         ("rwkv7_pth", {"hidden_size": 96, "head_dim": 32}),
+        # An activation of a gate that is not there.
+        ("gated_deltanet", {"use_gate": False, "output_gate_activation": "sigmoid"}),
         # 147 channels, rounded up to 160.
         ("rwkv7_fla", {"hidden_size": 64, "head_dim": 64, "intermediate_size": None, "hidden_ratio": 2.3}),
         # Step sizes cut off at both ends, groups of several heads, heads of an odd size.
@@ -108,6 +110,7 @@ def test_random_tiny_configuration(
         "gla-inexact-fraction",
         "rwkv7_fla-small-heads",
         "rwkv7_pth-small-heads",
+        "gated_deltanet-without-gate",
         "rwkv7_fla-rounded-ffn",
         "mamba2_hf-limited",
         "mamba2_hf-unlimited-above",

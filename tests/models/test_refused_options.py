@@ -84,6 +84,7 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("based", "scale_attn_by_inverse_layer_idx", True),
     ("based", "rotary_emb_interleaved", True),
     ("based", "rotary_emb_scale_base", 512),
+    ("based", "rotary_emb_fraction", 0.45),
     ("based", "qkv_proj_bias", True),
     ("based", "mlp_fc1_bias", True),
     ("samba", "hidden_act", "gelu"),
