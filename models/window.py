@@ -15,9 +15,11 @@ from ostinato.kernels.linear import Linear
 from ostinato.kernels.packed import Packed, read_slots
 from ostinato.models.base import StateTensor, StateTensors
 from ostinato.models.config import ConfigReader
+from ostinato.models.errors import CheckpointError
 from ostinato.models.layers import RMSNorm
 
 _DIGIT_BITS, _DIGITS = 9, 4  # positions up to 2^36: at a thousand tokens a second, two years of reading
+_WIDEST = 4096  # elements; the tables take 32 KiB for each
 
 
 class Rotary:
@@ -26,9 +28,13 @@ class Rotary:
     Element i turns with element i + width / 2, as everybody but the paper pairs them. Angles are exact at any distance:
     position p is written as digits, whose rotations come from tables and are multiplied in fp64. That takes additions
     and multiplications only, which give the same bits at any place in a batch; a cosine of PyTorch's does not.
+
+    Raises CheckpointError: a head so wide that the tables alone would fill the memory.
     """
 
     def __init__(self, width: int, base: float, device: torch.device) -> None:
+        if width > _WIDEST:
+            raise CheckpointError(f"a head that turns {width} elements is wider than any model's (at most {_WIDEST})")
         self.width = width
         exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
         frequencies = (1 / base**exponents).float().double()  # fp32 is what models are trained with

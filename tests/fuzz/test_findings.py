@@ -195,6 +195,7 @@ def test_a_template_too_deep_for_python() -> None:
 MANY_PARTS: list[tuple[str, dict[str, int], str]] = [
     ("recurrent_gemma", {"num_hidden_layers": 10**9}, "num_hidden_layers must be a positive integer up to 4096"),
     ("qwen3_next", {"num_hidden_layers": 10**9}, "num_hidden_layers must be a positive integer up to 4096"),
+    ("qwen3_next", {"head_dim": 10**9}, "a head that turns 250000000 elements is wider than any model's"),
     ("qwen3_next", {"num_experts": 10**9}, "num_experts must be a positive integer up to 4096"),
     ("mamba_orig", {"n_layer": 10**9}, "n_layer must be a positive integer up to 4096"),
     (
