@@ -187,6 +187,10 @@ def load_tokenizer_json(path: Path, config: TokenizerConfig) -> HfTokenizer:
     # The package raises plain Exception for whatever is wrong with the text.
     except Exception as error:
         raise TokenizerError(f"{path}: not a tokenizer of the tokenizers package: {error}") from error
+    except BaseException as error:  # its panics are no Exceptions, and have no name to catch them by
+        if type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(f"{path}: the tokenizers package fails to read it: {error}") from error
     return HfTokenizer(backend, config, path)
 
 

@@ -151,7 +151,9 @@ class Keeper:
         sequence.closing = Closing(log, generation, event)
         if sequence.num_unread == 0:
             return self.closed(sequence, row)
-        sequence.closing = Closing(log, generation, replace(event, token_ids=(), text="", logprobs=()))
+        sequence.closing = Closing(
+            log, generation, replace(event, token_ids=(), text="", logprobs=(), prompt_logprobs=())
+        )
         return replace(event, finish_reason=None, stop_reason=None)
 
     def close(self, sequence: Sequence, event: TokenEvent) -> None:

@@ -246,3 +246,10 @@ async def test_best_of_returns_the_likeliest(client: httpx.AsyncClient, service:
     assert [sum(choice["logprobs"]["token_logprobs"]) for choice in best["choices"]] == means[:2]
     assert [choice["index"] for choice in best["choices"]] == [0, 1]
     assert (await complete(client, n=1, best_of=3, prompt=PROMPT))["choices"][0]["logprobs"] is None
+
+
+async def test_a_scored_prompt_is_scored_once_where_a_state_is_stored(client: httpx.AsyncClient) -> None:
+    """Its answer may come with its scores, and end before its state has been read to the end."""
+    told = {"prompt": PROMPT, "max_tokens": 1, "logprobs": 1, "prompt_logprobs": 0, **GREEDY}
+    stored, plain = await complete(client, store=True, **told), await complete(client, **told)
+    assert stored["choices"] == plain["choices"]
