@@ -24,10 +24,11 @@ from dataclasses import dataclass
 import torch
 
 from ostinato.engine.errors import StepError
+from ostinato.engine.events import TokenEvent
 from ostinato.engine.info import ModelInfo
 from ostinato.engine.loading import LoadedEngine
 from ostinato.engine.sampling_params import SamplingParams
-from ostinato.engine.types import Sequence, TokenEvent
+from ostinato.engine.types import Sequence
 from ostinato.kernels.dispatch import wait_for
 from ostinato.kernels.roofline import Rates, Work, measure_rates
 

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence as Items
 from typing import TYPE_CHECKING
 
+from ostinato.engine.events import TokenEvent
 from ostinato.engine.info import EngineStats
-from ostinato.engine.types import Sequence, TokenEvent
+from ostinato.engine.types import Sequence
 
 if TYPE_CHECKING:
     from ostinato.engine.engine import Engine

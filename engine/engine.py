@@ -11,6 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ostinato.engine.errors import StepError
+from ostinato.engine.events import Fault, FinishReason, Sampled, TokenEvent
 from ostinato.engine.followers import replace_leader
 from ostinato.engine.guard import Guard, GuardStats
 from ostinato.engine.keeping import Keeper, StateRunner
@@ -21,7 +22,7 @@ from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.scheduler import Moves, Scheduler
 from ostinato.engine.step_meter import StepMeter
 from ostinato.engine.stopping import aborted, accept, failed, failure, guarded
-from ostinato.engine.types import Chunk, Fault, FinishReason, Sampled, Sequence, StepPlan, TokenEvent
+from ostinato.engine.types import Chunk, Sequence, StepPlan
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from typing import Self
 
+from ostinato.engine.events import Fault, FinishReason, TokenEvent
 from ostinato.engine.stopping import failure
-from ostinato.engine.types import Fault, FinishReason, Sequence, TokenEvent
+from ostinato.engine.types import Sequence
 
 MOST_WAITING = 1 << 14
 """Tokens and log-probabilities that may wait for one caller: some megabytes. A caller so far behind is gone."""

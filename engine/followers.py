@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ostinato.engine.types import Reuse, Sequence
+from ostinato.engine.events import Reuse
+from ostinato.engine.types import Sequence
 
 if TYPE_CHECKING:
     from ostinato.engine.state_pool import State

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from ostinato.engine.events import Reuse
 from ostinato.engine.guard import GuardStats
 from ostinato.engine.mitigation import UNTOUCHED, Mitigation
 from ostinato.engine.step_meter import StepMeter
-from ostinato.engine.types import Reuse
 
 
 @dataclass(frozen=True, slots=True)

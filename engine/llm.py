@@ -16,13 +16,15 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
 from typing import Any
 
-from ostinato.engine.admission import Continuation, make_sequences, with_defaults
+from ostinato.engine.admission import make_sequences
 from ostinato.engine.config import EngineConfig
+from ostinato.engine.continuation import Continuation, with_defaults
 from ostinato.engine.errors import StepError, TextNeedsTokenizerError
+from ostinato.engine.events import FinishReason, TokenEvent, TokenLogprobs
 from ostinato.engine.initial_states import choose_initial_state
 from ostinato.engine.loading import load_engine
 from ostinato.engine.sampling_params import SamplingParams
-from ostinato.engine.types import FinishReason, Sequence, TokenEvent, TokenLogprobs
+from ostinato.engine.types import Sequence
 from ostinato.models.checkpoint import Progress
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ostinato.engine.keeping import generation_of, snapshot_of
+from ostinato.engine.answer_end import generation_of, snapshot_of
 from ostinato.engine.types import NOT_BEGUN
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ostinato.engine.events import Fault, Sampled, TokenLogprobs
 from ostinato.engine.runner import StepLogits
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.stopping import stop_tokens
-from ostinato.engine.types import Chunk, Fault, Sampled, Sequence, StepPlan, TokenLogprobs
+from ostinato.engine.types import Chunk, Sequence, StepPlan
 
 logger = logging.getLogger(__name__)
 

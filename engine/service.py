@@ -17,14 +17,16 @@ from collections.abc import Sequence as Items
 from math import ceil
 from typing import TYPE_CHECKING
 
-from ostinato.engine.admission import FRESH, Continuation, make_sequences, with_defaults
+from ostinato.engine.admission import make_sequences
+from ostinato.engine.continuation import FRESH, Continuation, with_defaults
 from ostinato.engine.counts import Counts
 from ostinato.engine.errors import EngineStoppedError, QueueFullError, RequestError
 from ostinato.engine.event_stream import EventStream, OpenStreams
+from ostinato.engine.events import TokenEvent
 from ostinato.engine.guard import REPORTING, GuardOptions
 from ostinato.engine.info import EngineStats, ModelInfo
 from ostinato.engine.sampling_params import SamplingParams
-from ostinato.engine.types import Sequence, TokenEvent
+from ostinato.engine.types import Sequence
 
 if TYPE_CHECKING:
     from ostinato.engine.engine import Engine

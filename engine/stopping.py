@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ostinato.engine.errors import NotFiniteError
-from ostinato.engine.types import Fault, FinishReason, Sampled, Sequence, TokenEvent
+from ostinato.engine.events import Fault, FinishReason, Sampled, TokenEvent
+from ostinato.engine.types import Sequence
 
 if TYPE_CHECKING:
     from ostinato.engine.snapshots import Snapshot

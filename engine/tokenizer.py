@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 from ostinato.engine.chat_template import Message
 from ostinato.engine.errors import TokenizerError
-from ostinato.engine.hf_tokenizer import REMEDY, convert_vocabulary, load_tokenizer_json
+from ostinato.engine.hf_tokenizer import REMEDY
 from ostinato.engine.tokenizer_config import TokenizerConfig, read_tokenizer_config
+from ostinato.engine.tokenizer_files import convert_vocabulary, load_tokenizer_json
 from ostinato.engine.world_tokenizer import END_ID, WorldTokenizer
 from ostinato.models.errors import CheckpointError
 

@@ -14,9 +14,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from ostinato.engine.events import Reuse
 from ostinato.engine.guard import GuardStats, Reaction
 from ostinato.engine.state_counts import StateCounts
-from ostinato.engine.types import Reuse
 
 if TYPE_CHECKING:
     from ostinato.engine.info import EngineStats

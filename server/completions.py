@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from ostinato.engine.errors import RequestError
-from ostinato.engine.types import TokenEvent
+from ostinato.engine.events import TokenEvent
 from ostinato.server.api_schema import BODY, GENERATION, answers, refusals
 from ostinato.server.context import Context
 from ostinato.server.generation import Job, collect, join_ids, new_id, run, stop_reason, wire_reason

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from ostinato.engine.errors import EngineStoppedError, NotFiniteError, SlowReaderError, StepError
+from ostinato.engine.events import Fault, FinishReason, Reuse, TokenEvent
 from ostinato.engine.sampling_params import SamplingParams
-from ostinato.engine.types import Fault, FinishReason, Reuse, TokenEvent
 from ostinato.server.context import Context
 from ostinato.server.job_states import JobStates
 from ostinato.server.metrics import TokenClock

@@ -11,8 +11,9 @@ from typing import Any
 
 from fastapi import Request
 
-from ostinato.engine.admission import Continuation
+from ostinato.engine.continuation import Continuation
 from ostinato.engine.errors import RequestError
+from ostinato.engine.events import FinishReason, TokenEvent
 from ostinato.engine.guard import GuardOptions
 from ostinato.engine.initial_states import InitialState, choose_initial_state
 from ostinato.engine.keeping import Keep
@@ -21,7 +22,6 @@ from ostinato.engine.snapshots import Snapshot
 from ostinato.engine.states import States, Storing
 from ostinato.engine.steady_clock import steady_time
 from ostinato.engine.store import StateRecord
-from ostinato.engine.types import FinishReason, TokenEvent
 from ostinato.server.context import Context
 from ostinato.server.guard_protocol import MitigationFields, mitigation_of
 from ostinato.server.protocol import StoreOptions

@@ -10,7 +10,7 @@ import codecs
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from ostinato.engine.types import TokenLogprobs
+from ostinato.engine.events import TokenLogprobs
 from ostinato.server.replies import ChatTokenLogprob, LegacyLogprobs, TopLogprob
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from ostinato.server.collector import EngineCollector
 
 if TYPE_CHECKING:
+    from ostinato.engine.events import TokenEvent
     from ostinato.engine.service import Service
     from ostinato.engine.states import States
-    from ostinato.engine.types import TokenEvent
 
 # Seconds. From one fast step on a GPU to a long prompt behind a long queue on a CPU.
 FIRST_TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)

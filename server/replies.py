@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
-from ostinato.engine.types import Reuse
+from ostinato.engine.events import Reuse
 from ostinato.server.guard_protocol import StateHealthReply
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ostinato.engine.types import TokenEvent
+    from ostinato.engine.events import TokenEvent
 
 
 @dataclass(slots=True)

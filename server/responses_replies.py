@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from ostinato.engine.types import Reuse
+from ostinato.engine.events import Reuse
 from ostinato.server.replies import Optional, StateReply
 
 Status = Literal["in_progress", "completed", "incomplete"]

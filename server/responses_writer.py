@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 from pydantic import BaseModel
 
-from ostinato.engine.types import FinishReason, TokenEvent
+from ostinato.engine.events import FinishReason, TokenEvent
 from ostinato.server.context import Context
 from ostinato.server.errors import describe
 from ostinato.server.generation import Job, new_id, run

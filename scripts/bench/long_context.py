@@ -18,8 +18,9 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 
-from ostinato.engine.admission import Continuation, make_sequences
+from ostinato.engine.admission import make_sequences
 from ostinato.engine.config import EngineConfig
+from ostinato.engine.continuation import Continuation
 from ostinato.engine.guard import GuardOptions
 from ostinato.engine.loading import LoadedEngine, load_engine
 from ostinato.engine.mitigation import Mitigation

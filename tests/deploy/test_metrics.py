@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from ostinato.engine.types import FinishReason
+from ostinato.engine.events import FinishReason
 from tests.deploy.files import DEPLOY, program, read_yaml
 from tests.deploy.promql import (
     OWN_SERIES,

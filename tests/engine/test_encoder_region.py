@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ostinato.engine.admission import Continuation
 from ostinato.engine.config import EngineConfig
+from ostinato.engine.continuation import Continuation
 from ostinato.engine.errors import RequestError
+from ostinato.engine.events import Reuse
 from ostinato.engine.keeping import Keep
 from ostinato.engine.loading import LoadedEngine, load_engine
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.scheduler import Scheduler
-from ostinato.engine.types import Reuse
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.registry import load_model
 from tests.engine.test_scheduler import advance, read, schedule, sequence

@@ -12,8 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ostinato.engine.engine import Engine
 from ostinato.engine.errors import QueueFullError
+from ostinato.engine.events import FinishReason, TokenEvent
 from ostinato.engine.sampling_params import SamplingParams
-from ostinato.engine.types import FinishReason, Sequence, StepPlan, TokenEvent
+from ostinato.engine.types import Sequence, StepPlan
 from tests.fakes import EOS, VOCABULARY, ScriptedRunner, next_token, scripted_engine
 
 

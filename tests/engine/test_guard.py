@@ -7,16 +7,18 @@ from collections.abc import Callable
 
 import pytest
 
-from ostinato.engine.admission import Continuation, make_sequences
+from ostinato.engine.admission import make_sequences
+from ostinato.engine.continuation import Continuation
 from ostinato.engine.engine import Engine
 from ostinato.engine.errors import RequestError
+from ostinato.engine.events import FinishReason, TokenEvent
 from ostinato.engine.guard import WATCH_STEPS, Guard, GuardOptions, Norms, Reaction, StateHealth
 from ostinato.engine.keeping import Keep
 from ostinato.engine.prefix_cache import PrefixCache
 from ostinato.engine.sampler import Sampler
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.scheduler import Scheduler
-from ostinato.engine.types import FinishReason, Sequence, TokenEvent
+from ostinato.engine.types import Sequence
 from tests.fakes import EOS, VOCABULARY, ScriptedRunner, next_token
 
 PROMPT = list(range(1, 41))

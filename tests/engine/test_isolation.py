@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from ostinato.engine.engine import Engine
+from ostinato.engine.events import FinishReason
 from ostinato.engine.runner import Runner, StepLogits
 from ostinato.engine.sampler import Sampler
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.scheduler import Scheduler
 from ostinato.engine.state_pool import StatePool
-from ostinato.engine.types import FinishReason, Sequence, StepPlan
+from ostinato.engine.types import Sequence, StepPlan
 from ostinato.models.base import Model
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.registry import load_model

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from ostinato.engine import loading
 from ostinato.engine.config import EngineConfig
 from ostinato.engine.errors import CapacityError, RequestError, TextNeedsTokenizerError, UnsupportedModelError
+from ostinato.engine.events import FinishReason
 from ostinato.engine.llm import LLM
 from ostinato.engine.sampling_params import SamplingParams
-from ostinato.engine.types import FinishReason
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 

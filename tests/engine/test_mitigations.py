@@ -8,16 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ostinato.engine.admission import FRESH, Continuation, make_sequences, with_defaults
+from ostinato.engine.admission import make_sequences
 from ostinato.engine.config import EngineConfig
+from ostinato.engine.continuation import FRESH, Continuation, with_defaults
 from ostinato.engine.errors import OtherWindowError, RequestError, SnapshotFormatError
+from ostinato.engine.events import Reuse, TokenEvent
 from ostinato.engine.guard import REPORTING
 from ostinato.engine.keeping import Keep
 from ostinato.engine.loading import LoadedEngine, load_engine
 from ostinato.engine.mitigation import UNTOUCHED, Mitigation
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.snapshots import Snapshot
-from ostinato.engine.types import Reuse, TokenEvent
 from ostinato.models.mitigations import REMEDIES
 from tests.models.test_contract import CHECKPOINTS
 

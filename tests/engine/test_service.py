@@ -9,9 +9,10 @@ import pytest
 
 from ostinato.engine.errors import EngineStoppedError, QueueFullError, RequestError, TextNeedsTokenizerError
 from ostinato.engine.event_stream import EventStream
+from ostinato.engine.events import FinishReason, TokenEvent
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.service import Service
-from ostinato.engine.types import FinishReason, StepPlan, TokenEvent
+from ostinato.engine.types import StepPlan
 from ostinato.engine.world_tokenizer import WorldTokenizer
 from tests.fakes import Gate, ScriptedRunner, next_token, scripted_service
 

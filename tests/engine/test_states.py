@@ -5,13 +5,15 @@ import functools
 import pytest
 import torch
 
-from ostinato.engine.admission import Continuation, make_sequences
+from ostinato.engine.admission import make_sequences
 from ostinato.engine.config import EngineConfig
+from ostinato.engine.continuation import Continuation
+from ostinato.engine.events import Reuse, TokenEvent
 from ostinato.engine.keeping import Keep
 from ostinato.engine.loading import LoadedEngine, load_engine
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.snapshots import Snapshot
-from ostinato.engine.types import Reuse, Sequence, TokenEvent
+from ostinato.engine.types import Sequence
 from tests.models.test_contract import CHECKPOINTS, WINDOWS
 
 STORE = Continuation(keep=Keep())
