@@ -217,6 +217,15 @@ def test_a_configuration_of_more_than_any_model_has(
         read_outline(tmp_path)
 
 
+def test_a_tokenizer_over_which_its_package_panics(tmp_path: Path) -> None:
+    """Its panics are no Exceptions: they would end whoever loads the file. Here a merge is shorter than the prefix."""
+    tokenizer = json.loads((GOLDENS / "gla" / "tokenizer.json").read_text())
+    tokenizer["model"]["continuing_subword_prefix"] = "a prefix that is longer than any token"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(TokenizerError, match="the tokenizers package fails to read it"):
+        find_tokenizer(tmp_path)
+
+
 def test_a_tokenizer_with_an_id_beyond_any_vocabulary(tmp_path: Path) -> None:
     """Writing it out, as its fingerprint does, would end the process for lack of memory."""
     tokenizer = json.loads((GOLDENS / "gla" / "tokenizer.json").read_text())
