@@ -53,9 +53,19 @@ def original(name: str) -> str:
     return name
 
 
+def in_published_order(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What tells version 6 first, as in the authors' files.
+
+    The package finds out the version and the number of heads while it goes through the names: of one layer in
+    alphabetical order, as a single safetensors file has it, it takes the rank of the decay for the number of heads.
+    """
+    return dict(sorted(tensors.items(), key=lambda item: "time_maa" not in item[0]))
+
+
 def load(path: Path) -> Forward:
     with tempfile.TemporaryDirectory() as folder:
-        torch.save({name: tensor.float() for name, tensor in stored(path).items()}, f"{folder}/model.pth")
+        tensors = {name: tensor.float() for name, tensor in in_published_order(stored(path)).items()}
+        torch.save(tensors, f"{folder}/model.pth")
         model = RWKV(model=f"{folder}/model.pth", strategy="cpu fp32", verbose=False)
 
     def forward(ids: list[int]) -> torch.Tensor:
