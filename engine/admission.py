@@ -9,16 +9,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ostinato.engine.continuation import FRESH, Continuation
-from ostinato.engine.detokenizer import TextStream
 from ostinato.engine.errors import RequestError, TextNeedsTokenizerError
 from ostinato.engine.events import Reuse
 from ostinato.engine.keeping import Keep
 from ostinato.engine.sampling_params import MAX_SEED, SamplingParams
+from ostinato.engine.text.detokenizer import TextStream
 from ostinato.engine.types import NOT_BEGUN, Sequence
 
 if TYPE_CHECKING:
     from ostinato.engine.snapshots import Snapshot
-    from ostinato.engine.tokenizer import Tokenizer
+    from ostinato.engine.text.tokenizer import Tokenizer
 
 
 MOST_SCORES = 1 << 20  # log-probabilities of prompt tokens in one answer: some hundred megabytes

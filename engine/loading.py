@@ -25,7 +25,7 @@ from ostinato.engine.service import Service
 from ostinato.engine.snapshot_file import SnapshotFormat
 from ostinato.engine.snapshot_header import Fingerprint
 from ostinato.engine.state_pool import StatePool
-from ostinato.engine.tokenizer import Tokenizer, find_tokenizer, load_tokenizer, resolve_eos
+from ostinato.engine.text.tokenizer import Tokenizer, find_tokenizer, load_tokenizer, resolve_eos
 from ostinato.kernels import dispatch, tape
 from ostinato.models.base import Model, StateSpec
 from ostinato.models.checkpoint import Checkpoint, Progress, open_checkpoint

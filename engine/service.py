@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ostinato.engine.engine import Engine
     from ostinato.engine.initial_states import InitialState
     from ostinato.engine.snapshot_file import SnapshotFormat
-    from ostinato.engine.tokenizer import Tokenizer
+    from ostinato.engine.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from ostinato.engine.snapshot_header import read_header
 from ostinato.engine.snapshot_memory import SnapshotMemory
 from ostinato.engine.snapshots import Snapshot
 from ostinato.engine.state_counts import StateCounts
-from ostinato.engine.store import StateRecord, StateStore, TierUsage
+from ostinato.engine.store.state_store import StateRecord, StateStore, TierUsage
 
 MAX_ANCESTORS = 10_000  # of one state: what is deeper than that is read again
 MAX_RECENT = 4096  # ids of states that are remembered as used last

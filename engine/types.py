@@ -16,10 +16,10 @@ from ostinato.engine.mitigation import UNTOUCHED, Mitigation
 from ostinato.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from ostinato.engine.detokenizer import TextStream
     from ostinato.engine.guard import Guarded
     from ostinato.engine.keeping import Closing, Keep, Mark
     from ostinato.engine.state_pool import State
+    from ostinato.engine.text.detokenizer import TextStream
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,19 +15,19 @@ from ostinato.server.chat import chat_router
 from ostinato.server.completions import completions_router
 from ostinato.server.context import Context
 from ostinato.server.errors import install_error_handlers
-from ostinato.server.limits import BodyLimit
-from ostinato.server.metrics import Metrics
 from ostinato.server.ops import ops_router
 from ostinato.server.preview import preview_router
-from ostinato.server.request_log import RequestLog
-from ostinato.server.responses import responses_router
-from ostinato.server.security import Access, open_access, secure
-from ostinato.server.state_branches import state_branches_router
-from ostinato.server.state_files import state_files_router
-from ostinato.server.state_store import open_states, sweep
-from ostinato.server.states import states_router
+from ostinato.server.responses.routes import responses_router
+from ostinato.server.security.body_limit import BodyLimit
+from ostinato.server.security.layers import Access, open_access, secure
+from ostinato.server.states.branches import state_branches_router
+from ostinato.server.states.files import state_files_router
+from ostinato.server.states.routes import states_router
+from ostinato.server.states.store import open_states, sweep
+from ostinato.server.telemetry.metrics import Metrics
+from ostinato.server.telemetry.request_log import RequestLog
+from ostinato.server.telemetry.tracing import Tracing, open_tracing
 from ostinato.server.tokens import tokens_router
-from ostinato.server.tracing import Tracing, open_tracing
 
 if TYPE_CHECKING:
     from ostinato.engine.service import Service

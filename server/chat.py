@@ -14,7 +14,6 @@ from ostinato.server.api_schema import BODY, GENERATION, answers, refusals
 from ostinato.server.context import Context
 from ostinato.server.generation import Job, collect, join_ids, new_id, run, stop_reason, wire_reason
 from ostinato.server.guard_protocol import guard_of, health_reply
-from ostinato.server.job_states import job_states, storing_of
 from ostinato.server.logprobs import TokenNames, chat_logprobs
 from ostinato.server.params import chat_params
 from ostinato.server.prompts import chat_prompt
@@ -30,6 +29,7 @@ from ostinato.server.replies import (
     Usage,
 )
 from ostinato.server.sse import SseResponse, until_disconnect
+from ostinato.server.states.job_states import job_states, storing_of
 from ostinato.server.validation import StrictJsonRoute
 
 

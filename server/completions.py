@@ -15,7 +15,6 @@ from ostinato.server.api_schema import BODY, GENERATION, answers, refusals
 from ostinato.server.context import Context
 from ostinato.server.generation import Job, collect, join_ids, new_id, run, stop_reason, wire_reason
 from ostinato.server.guard_protocol import guard_of, health_reply
-from ostinato.server.job_states import checkpoints_of, job_states, storing_of
 from ostinato.server.logprobs import LegacyWriter, TokenNames, join_legacy
 from ostinato.server.params import completion_params
 from ostinato.server.prompts import completion_prompts
@@ -23,6 +22,7 @@ from ostinato.server.protocol import CompletionRequest
 from ostinato.server.repeat_protocol import RepeatOptions
 from ostinato.server.replies import Completion, CompletionChoice, LegacyLogprobs, Usage
 from ostinato.server.sse import SseResponse, until_disconnect
+from ostinato.server.states.job_states import checkpoints_of, job_states, storing_of
 from ostinato.server.validation import StrictJsonRoute
 
 

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 from ostinato.engine.errors import RequestError, TextNeedsTokenizerError
 from ostinato.server.errors import ModelNotFoundError
-from ostinato.server.meters import Meters
-from ostinato.server.metrics import Metrics
 from ostinato.server.protocol import CompletionRequest
-from ostinato.server.save_room import LEAST_ROOM, SaveRoom
+from ostinato.server.security.meters import Meters
+from ostinato.server.states.save_room import LEAST_ROOM, SaveRoom
+from ostinato.server.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from ostinato.engine.service import Service
     from ostinato.engine.states import States
-    from ostinato.engine.tokenizer import Tokenizer
+    from ostinato.engine.text.tokenizer import Tokenizer
     from ostinato.server.settings import ServerSettings
 
 INLINE_CHARACTERS = 8192  # longer texts are tokenized in a thread, so that streams of others go on

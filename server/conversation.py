@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ostinato.engine.errors import RequestError
-from ostinato.engine.tokenizer import Tokenizer
+from ostinato.engine.text.tokenizer import Tokenizer
 from ostinato.server.protocol import ChatMessage
 
 STAND_IN = "ostinato-stand-in"

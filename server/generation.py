@@ -15,11 +15,11 @@ from ostinato.engine.errors import EngineStoppedError, NotFiniteError, SlowReade
 from ostinato.engine.events import Fault, FinishReason, Reuse, TokenEvent
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.server.context import Context
-from ostinato.server.job_states import JobStates
-from ostinato.server.metrics import TokenClock
 from ostinato.server.replies import CachedTokens, Usage
 from ostinato.server.replies import FinishReason as WireReason
-from ostinato.server.request_record import RequestRecord, current_record
+from ostinato.server.states.job_states import JobStates
+from ostinato.server.telemetry.metrics import TokenClock
+from ostinato.server.telemetry.request_record import RequestRecord, current_record
 
 Piece = TypeVar("Piece")
 LONGEST_PROMPT = 10_000  # characters of a prompt in the log, where it may be there at all

@@ -14,7 +14,7 @@ from ostinato.engine.events import TokenLogprobs
 from ostinato.server.replies import ChatTokenLogprob, LegacyLogprobs, TopLogprob
 
 if TYPE_CHECKING:
-    from ostinato.engine.tokenizer import Tokenizer
+    from ostinato.engine.text.tokenizer import Tokenizer
 
 
 class TokenNames:

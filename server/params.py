@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ostinato.engine.chat_template import default_stop
 from ostinato.engine.errors import RequestError
 from ostinato.engine.sampling_params import SamplingParams
+from ostinato.engine.text.chat_template import default_stop
 from ostinato.server.context import Context
 from ostinato.server.protocol import ChatRequest, CompletionRequest, GenerationRequest, SamplingRequest
-from ostinato.server.responses_protocol import ResponseRequest
+from ostinato.server.responses.protocol import ResponseRequest
 
 
 def completion_params(context: Context, request: CompletionRequest) -> SamplingParams:

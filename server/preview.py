@@ -13,11 +13,11 @@ from pydantic_core import from_json
 from ostinato.engine.errors import RequestError
 from ostinato.server.api_schema import BODY, STATES, refusals
 from ostinato.server.context import Context
-from ostinato.server.job_states import JobStates, job_states
 from ostinato.server.prompts import Tokens, chat_prompt, completion_prompts
 from ostinato.server.protocol import ChatRequest, CompletionRequest
-from ostinato.server.responses import encode_input, load_states
-from ostinato.server.responses_protocol import ResponseRequest
+from ostinato.server.responses.protocol import ResponseRequest
+from ostinato.server.responses.routes import encode_input, load_states
+from ostinato.server.states.job_states import JobStates, job_states
 from ostinato.server.validation import StrictJsonRoute, WireModel
 
 KINDS = ("CompletionRequest", "ChatRequest", "ResponseRequest")

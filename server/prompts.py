@@ -16,10 +16,10 @@ from ostinato.engine.errors import RequestError
 from ostinato.engine.snapshots import Snapshot, TokenLog
 from ostinato.server.context import Context
 from ostinato.server.conversation import Conversation, shared_length
-from ostinato.server.job_states import JobStates
 from ostinato.server.protocol import ChatMessage, CompletionRequest
 from ostinato.server.repeat import Form, forms_of, order_of, write_out
 from ostinato.server.repeat_protocol import Repeat, RepeatOptions
+from ostinato.server.states.job_states import JobStates
 
 Tokens = tuple[int, ...]
 

@@ -14,8 +14,8 @@ import uvicorn
 
 from ostinato.engine.errors import EngineStoppedError, OstinatoError
 from ostinato.server.app import create_app
-from ostinato.server.connections import guarded_protocol
-from ostinato.server.http_headers import MAX_HEADER_BYTES
+from ostinato.server.security.connections import guarded_protocol
+from ostinato.server.security.http_headers import MAX_HEADER_BYTES
 
 if TYPE_CHECKING:
     from ostinato.engine.service import Service

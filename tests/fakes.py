@@ -15,7 +15,7 @@ from ostinato.engine.service import Service
 from ostinato.engine.snapshot_file import SnapshotFormat
 from ostinato.engine.snapshot_header import Fingerprint
 from ostinato.engine.state_pool import State
-from ostinato.engine.tokenizer import Tokenizer
+from ostinato.engine.text.tokenizer import Tokenizer
 from ostinato.engine.types import StepPlan
 from ostinato.models.base import StateSpec
 

@@ -16,9 +16,9 @@ from deploy.ray.metrics import merged
 from deploy.ray.states import state_of
 from ostinato.engine.errors import EngineStoppedError, OstinatoError, QueueFullError
 from ostinato.server.errors import ClientDisconnectedError, describe, error_response
-from ostinato.server.limits import BodyLimit
 from ostinato.server.replies import ErrorReply
-from ostinato.server.responses_replies import ErrorEvent
+from ostinato.server.responses.replies import ErrorEvent
+from ostinato.server.security.body_limit import BodyLimit
 from ostinato.server.sse import until_disconnect
 
 if TYPE_CHECKING:

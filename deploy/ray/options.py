@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 from ostinato.engine.config import EngineConfig
-from ostinato.server.cli_options import DEMO, api_name, model_path
+from ostinato.server.cli.options import DEMO, api_name, model_path
 from ostinato.server.settings import ServerSettings
 
 ENGINE = {field.name for field in fields(EngineConfig)}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from ostinato.server.responses_protocol import state_id_of
+from ostinato.server.responses.protocol import state_id_of
 
 STATE_PATH = re.compile(r"/v1/states/(st_[0-9a-f]{64})")
 STATES = "states"  # in what a replica reports: the states that it holds in memory

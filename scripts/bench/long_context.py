@@ -27,7 +27,7 @@ from ostinato.engine.mitigation import Mitigation
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.types import Sequence
 from ostinato.models.mitigations import remedies
-from ostinato.server.cli_options import model_path
+from ostinato.server.cli.options import model_path
 
 SCORE = SamplingParams(max_tokens=0, prompt_logprobs=0)
 TRAINED = 256  # tokens of a training sequence of the demo models

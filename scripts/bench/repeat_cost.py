@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from ostinato.engine.config import EngineConfig
 from ostinato.engine.loading import load_service
-from ostinato.server.cli_options import model_path
+from ostinato.server.cli.options import model_path
 from ostinato.server.evals.asking import Server, own_server
 
 SENTENCE = "The river runs slowly past the old mill and down to the sea. "

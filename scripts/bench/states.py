@@ -21,7 +21,6 @@ from typing import Any
 import httpx
 import torch
 
-from ostinato.engine.blobs import open_blobs
 from ostinato.engine.config import EngineConfig
 from ostinato.engine.loading import load_service
 from ostinato.engine.snapshot_file import SnapshotFormat
@@ -29,7 +28,8 @@ from ostinato.engine.snapshot_header import Fingerprint
 from ostinato.engine.snapshots import Snapshot, TokenLog
 from ostinato.engine.state_pool import State, StatePool
 from ostinato.engine.states import States, Storing
-from ostinato.engine.store import StateStore, Tier
+from ostinato.engine.store.blobs import open_blobs
+from ostinato.engine.store.state_store import StateStore, Tier
 from ostinato.models.base import StateSpec, StateTensor
 from ostinato.server.serve import DrainingServer, open_socket, url_of
 from ostinato.server.settings import ServerSettings

@@ -12,8 +12,8 @@ from typing import Any
 import typer.main
 import yaml
 
-from ostinato.server.cli import app
-from tests.engine.store_backends import missing
+from ostinato.server.cli.main import app
+from tests.engine.store.backends import missing
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from tests.deploy.files import ROOT
-from tests.engine.store_backends import free_port
+from tests.engine.store.backends import free_port
 
 STARTING_SECONDS = 240  # of many processes, two of which import PyTorch
 REPLICA = "ray::ServeReplica:default:Replica"

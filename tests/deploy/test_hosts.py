@@ -26,7 +26,7 @@ from tests.deploy.files import (
     require,
     serve_options,
 )
-from tests.engine.store_backends import free_port
+from tests.engine.store.backends import free_port
 from tests.server.harness import live_server, text_service
 
 COMPOSE = DEPLOY / "compose"

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from deploy.ray.metrics import merged
 from deploy.ray.options import RayOptions, parse_devices
 from deploy.ray.states import STATES, ranked, short, state_of
-from ostinato.server.responses_protocol import state_id_of
+from ostinato.server.responses.protocol import state_id_of
 from tests.deploy.files import DEPLOY, read_yaml
 
 ONE, OTHER = f"st_{'1' * 64}", f"st_{'2' * 64}"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ostinato.engine.blobs import open_blobs
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.snapshots import Snapshot
 from ostinato.engine.states import States, Storing
-from ostinato.engine.store import StateStore, Tier
+from ostinato.engine.store.blobs import open_blobs
+from ostinato.engine.store.state_store import StateStore, Tier
 from tests.engine.test_states import STORE, last_snapshot, loaded, run, sequences
 
 ONE, OTHER = f"st_{'1' * 64}", f"st_{'2' * 64}"

@@ -12,8 +12,8 @@ from ostinato.engine.event_stream import EventStream
 from ostinato.engine.events import FinishReason, TokenEvent
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.service import Service
+from ostinato.engine.text.world_tokenizer import WorldTokenizer
 from ostinato.engine.types import StepPlan
-from ostinato.engine.world_tokenizer import WorldTokenizer
 from tests.fakes import Gate, ScriptedRunner, next_token, scripted_service
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

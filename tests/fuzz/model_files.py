@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 
 from ostinato.engine.initial_states import read_initial_state
-from ostinato.engine.tokenizer import resolve_eos
+from ostinato.engine.text.tokenizer import resolve_eos
 from ostinato.models.base import Model
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.errors import CheckpointError

@@ -113,8 +113,7 @@ def run(names: list[str], seconds: float, seed: int, folder: Path) -> list[Count
     """Tries the targets in turn until the time is over, each at least once."""
     faulthandler.enable()
     faulthandler.register(signal.SIGPROF, chain=True)
-    for name in ("state_content", "state_index", "main_tier"):  # which say of every example what was damaged
-        logging.getLogger(f"ostinato.engine.{name}").setLevel(logging.CRITICAL)
+    logging.getLogger("ostinato.engine.store").setLevel(logging.CRITICAL)  # says of every example what was damaged
     chosen = [target for target in TARGETS if target.name in names or target.group in names]
     assert chosen, f"no such target: {names}"
     trials = [Trial(target, folder, watched=True) for target in chosen]

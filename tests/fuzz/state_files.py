@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 import zstandard
 
-from ostinato.engine.blobs import open_blobs
 from ostinato.engine.config import EngineConfig
 from ostinato.engine.errors import StateDamagedError, StateNotFoundError
 from ostinato.engine.loading import load_engine
@@ -21,12 +20,13 @@ from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.snapshot_file import SnapshotFormat
 from ostinato.engine.snapshots import Snapshot, TokenLog
 from ostinato.engine.state_pool import State
-from ostinato.engine.state_record import RECORDS, record_json
-from ostinato.engine.state_record import parse_record as parse
-from ostinato.engine.store import StateStore, Tier
+from ostinato.engine.store.blobs import open_blobs
+from ostinato.engine.store.record import RECORDS, record_json
+from ostinato.engine.store.record import parse_record as parse
+from ostinato.engine.store.state_store import StateStore, Tier
 from ostinato.engine.types import Generation
-from ostinato.server.state_replies import StateCard
-from ostinato.server.states import card
+from ostinato.server.states.replies import StateCard
+from ostinato.server.states.routes import card
 from tests.fuzz.samples import GOLDENS, Sample, place
 from tests.server.harness import NO_TOKENIZER
 

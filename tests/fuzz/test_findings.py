@@ -12,21 +12,21 @@ import pytest
 import torch
 import zstandard
 
-from ostinato.engine.blobs import open_blobs
-from ostinato.engine.chat_template import ChatTemplate
 from ostinato.engine.config import EngineConfig
 from ostinato.engine.errors import RequestError, SnapshotFormatError, StateDamagedError, TokenizerError
 from ostinato.engine.loading import load_engine
-from ostinato.engine.state_content import load_content, summarize
-from ostinato.engine.state_record import content_keys, parse_record, record_json
-from ostinato.engine.store import StateStore, Tier
-from ostinato.engine.tokenizer import find_tokenizer
+from ostinato.engine.store.blobs import open_blobs
+from ostinato.engine.store.content import load_content, summarize
+from ostinato.engine.store.record import content_keys, parse_record, record_json
+from ostinato.engine.store.state_store import StateStore, Tier
+from ostinato.engine.text.chat_template import ChatTemplate
+from ostinato.engine.text.tokenizer import find_tokenizer
 from ostinato.models.checkpoint import open_checkpoint
 from ostinato.models.errors import CheckpointError
 from ostinato.models.fingerprint import weights_fingerprint
 from ostinato.models.outline import read_outline
 from ostinato.models.weight_files import open_weight_file
-from tests.engine.store_samples import Clock, one_tier, put, snapshot
+from tests.engine.store.samples import Clock, one_tier, put, snapshot
 from tests.fuzz import state_files
 from tests.fuzz.mutate import write_json
 from tests.server.harness import GOLDENS, error_of, real_service, serving

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from ostinato.engine.tokenizer import find_tokenizer
+from ostinato.engine.text.tokenizer import find_tokenizer
 from tests.fuzz.samples import Sample, golden_files, put
 
 TEXT = "Hello, wörld \U0001f600 <0x0A>\n"

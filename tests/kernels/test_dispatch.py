@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from ostinato.engine.errors import RequestError
 from ostinato.engine.llm import LLM
 from ostinato.kernels import dispatch, native
-from ostinato.server.cli import app
+from ostinato.server.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 GLA = ROOT / "tests" / "goldens" / "gla"

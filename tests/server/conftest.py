@@ -7,8 +7,8 @@ import pytest
 import pytest_asyncio
 
 from ostinato.engine.service import Service
-from ostinato.engine.tokenizer import Tokenizer
-from tests.engine.store_backends import place, redis_url, s3_endpoint, s3_url
+from ostinato.engine.text.tokenizer import Tokenizer
+from tests.engine.store.backends import place, redis_url, s3_endpoint, s3_url
 from tests.server.harness import gla_tokenizer, real_service, serving
 
 __all__ = ["place", "redis_url", "s3_endpoint", "s3_url"]  # fixtures

@@ -16,7 +16,7 @@ import httpx
 from ostinato.engine.config import EngineConfig
 from ostinato.engine.loading import load_service
 from ostinato.engine.service import Service
-from ostinato.engine.tokenizer import Tokenizer, find_tokenizer
+from ostinato.engine.text.tokenizer import Tokenizer, find_tokenizer
 from ostinato.engine.types import StepPlan
 from ostinato.server.app import create_app
 from ostinato.server.serve import DrainingServer, open_socket, url_of

@@ -31,7 +31,7 @@ class Serving:
 
 @contextlib.contextmanager
 def running(*options: str, model: str = str(GLA), **environment: str) -> Iterator[Serving]:
-    command = [sys.executable, "-W", "error", "-m", "ostinato.server.cli", "serve", model, "--port", "0", *options]
+    command = [sys.executable, "-W", "error", "-m", "ostinato.server.cli.main", "serve", model, "--port", "0", *options]
     if "--state-store" not in options:
         command += ["--state-store", "none"]  # the default is in the user's home
     environment = {**os.environ, **environment, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "200"}

@@ -7,11 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from ostinato.engine.chat_template import ChatTemplate
 from ostinato.engine.service import Service
-from ostinato.engine.tokenizer import Tokenizer
-from ostinato.engine.tokenizer_config import read_tokenizer_config
-from ostinato.engine.tokenizer_files import load_tokenizer_json
+from ostinato.engine.text.chat_template import ChatTemplate
+from ostinato.engine.text.config import read_tokenizer_config
+from ostinato.engine.text.files import load_tokenizer_json
+from ostinato.engine.text.tokenizer import Tokenizer
 from tests.fakes import ScriptedRunner, scripted_service
 from tests.server.harness import (
     GLA,

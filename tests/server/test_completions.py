@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from ostinato.engine.errors import RequestError
-from ostinato.engine.tokenizer import Tokenizer
+from ostinato.engine.text.tokenizer import Tokenizer
 from ostinato.server.protocol import GenerationRequest
 from tests.server.harness import GLA, error_of, events, real_service, recites, serving, text_service
 

@@ -10,8 +10,8 @@ import pytest_asyncio
 
 from ostinato.engine.service import Service
 from tests.server.harness import GOLDENS, error_of, real_service, serving
-from tests.server.test_state_refusals import content_of, edited, upload
-from tests.server.test_states import GREEDY, complete, post
+from tests.server.states.test_state_refusals import content_of, edited, upload
+from tests.server.states.test_states import GREEDY, complete, post
 
 pytestmark = pytest.mark.asyncio
 LENGTH = 16

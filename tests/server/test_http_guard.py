@@ -14,9 +14,9 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from ostinato.server.connections import REFUSED_POLITELY
-from ostinato.server.http_headers import MAX_HEADER_BYTES
-from ostinato.server.security import ORIGIN, warn_if_open
+from ostinato.server.security.connections import REFUSED_POLITELY
+from ostinato.server.security.http_headers import MAX_HEADER_BYTES
+from ostinato.server.security.layers import ORIGIN, warn_if_open
 from tests.server.harness import TIMEOUT, error_of, live_server, serving, settings, text_service
 
 PAGE = "https://page.example"

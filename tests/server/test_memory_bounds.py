@@ -17,9 +17,9 @@ from ostinato.engine.errors import CapacityError
 from ostinato.engine.event_stream import EventStream
 from ostinato.engine.events import Fault, FinishReason, TokenEvent, TokenLogprobs
 from ostinato.engine.sampling_params import SamplingParams
-from ostinato.engine.store import StateStore
+from ostinato.engine.store.state_store import StateStore
 from ostinato.engine.types import Sequence
-from ostinato.server.limits import AT_ONCE
+from ostinato.server.security.body_limit import AT_ONCE
 from ostinato.server.serve import open_socket
 from tests.server.harness import error_of, idle, live_server, real_service, serving, text_service, until
 

@@ -21,7 +21,7 @@ from ostinato.engine.mitigation import Mitigation
 from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.service import Service
 from ostinato.engine.state_pool import StatePool
-from ostinato.server.cli import app
+from ostinato.server.cli.main import app
 from tests.server.harness import GLA, GOLDENS, error_of, events, idle, real_service, serving
 
 pytestmark = pytest.mark.asyncio

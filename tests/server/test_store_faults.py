@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 from ostinato.engine.errors import StoreUnavailableError
-from ostinato.engine.folder_blobs import FolderBlobs
-from ostinato.engine.store import StateStore
+from ostinato.engine.store.folder_blobs import FolderBlobs
+from ostinato.engine.store.state_store import StateStore
 from ostinato.models.errors import OstinatoError
-from ostinato.server.state_store import sweep
+from ostinato.server.states.store import sweep
 from tests.server.faults import answer, body
 from tests.server.harness import TIMEOUT, error_of, events, idle, real_service, serving, text_service, until
 
@@ -100,7 +100,7 @@ async def test_a_full_disk_is_told_to_those_who_store(tmp_path: Path, monkeypatc
         stored = (await client.post("/v1/completions", json=body([1, 2, 3], store=True))).json()["state"]["id"]
         name = uuid.uuid4()
         with monkeypatch.context() as patch:
-            patch.setattr("ostinato.engine.folder_blobs.uuid.uuid4", lambda: name)
+            patch.setattr("ostinato.engine.store.folder_blobs.uuid.uuid4", lambda: name)
             (tmp_path / "tmp" / name.hex).symlink_to("/dev/full")
             patch.setattr("ostinato.server.completions.new_id", lambda prefix: f"{prefix}{time.monotonic_ns()}")
             plain = asyncio.ensure_future(answer(client, body(VICTIM)))
@@ -120,7 +120,7 @@ async def test_a_clock_that_jumps_changes_no_time_to_live(
     """Neither what is there nor what is stored meanwhile ends early, or late; requests go on."""
     service, real, jump = real_service(), time.time, 0.0
     monkeypatch.setattr(time, "time", lambda: real() + jump)
-    monkeypatch.setattr("ostinato.server.state_store.SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr("ostinato.server.states.store.SWEEP_SECONDS", 0.05)
     async with serving(service, state_store=(str(tmp_path),)) as client:
 
         async def store(ttl: float) -> dict[str, Any]:
@@ -154,7 +154,7 @@ async def until_gone(client: httpx.AsyncClient, state: str) -> None:
 
 
 async def test_sweeps_go_on_after_one_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ostinato.server.state_store.SWEEP_SECONDS", 0.01)
+    monkeypatch.setattr("ostinato.server.states.store.SWEEP_SECONDS", 0.01)
     asked: list[str] = []
 
     class Broken:

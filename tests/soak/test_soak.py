@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.stub_server import Caller, stub_server
+from tests.server.bench.stub_server import Caller, stub_server
 from tests.soak.crowd import (
     SHARES,
     Behaviour,

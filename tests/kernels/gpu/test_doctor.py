@@ -17,7 +17,7 @@ from ostinato.kernels.gpu.doctor import Check, Finding, checks_of, deadline
 from ostinato.kernels.gpu.timing import time_case
 from ostinato.kernels.packed import Packed
 from ostinato.models import demo
-from ostinato.server.gpu_report import run_everything
+from ostinato.server.cli.gpu_report import run_everything
 
 CPU = torch.device("cpu")
 QUICK = {"step = reference", "graph replay"}

@@ -1,0 +1,1 @@
+"""The command `ostinato`: a file for each subcommand."""

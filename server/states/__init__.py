@@ -1,0 +1,1 @@
+"""States over HTTP: /v1/states, and what requests of every kind say of states."""
