@@ -1,18 +1,16 @@
 """Bamba (IBM et al. 2024): layers of Mamba-2, and a few of attention, in transformers' layout."""
 
 import torch
-from torch import Tensor
 
-from ostinato.kernels.packed import Packed
-from ostinato.models.base import StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
+from ostinato.models.hybrid_backbone import Ends, HybridBackbone
 from ostinato.models.layers import Embedding, RMSNorm, WeightReader
 from ostinato.models.mamba2 import read_mixer
 from ostinato.models.mamba2_hybrid import HybridConfig, read_attention, read_mamba, read_mlp
 from ostinato.models.mamba2_hybrid import read_config as read_hybrid_config
 from ostinato.models.mamba_layers import MambaOrWindowLayer
-from ostinato.models.window import Rotary, advance
+from ostinato.models.window import Rotary
 
 
 def read_config(checkpoint: Checkpoint) -> HybridConfig:
@@ -39,38 +37,24 @@ def _read_layer(read: WeightReader, layer: int, c: HybridConfig) -> MambaOrWindo
     )
 
 
-class Bamba:
-    """See `ostinato.models.base.Model`, and `HybridConfig.state` for the state, which also has `position`."""
-
-    family = "Bamba"
-
-    def __init__(self, checkpoint: Checkpoint, config: HybridConfig, device: torch.device, dtype: torch.dtype) -> None:
-        c, read = config.mamba, WeightReader(checkpoint, device, dtype)
-        self.architecture = checkpoint.architecture
-        self.vocab_size, self.dtype = c.vocab_size, dtype
-        self.state_spec = config.state(dtype)
-        self._sizes = config.attention
-        self._rotary = Rotary(config.rotary_width, config.rope_base, device)
-        self._embedding = Embedding(read.matrix(c.embedding_name, c.vocab_rows, c.hidden))
-        self._layers = [_read_layer(read, i, config) for i in range(c.layers)]
-        self._norm = RMSNorm(read.tensor("model.final_layernorm.weight", c.hidden), c.norm_eps)
-        self._head = read.head("lm_head.weight", c.vocab_rows, c.hidden, self._embedding, c.tied)
-        self.weight_bytes = read.num_bytes
-        self.matmul_params, self.head_params = read.matmul_params, read.head_params
-
-    def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
-        """See `Model.forward`."""
-        places = advance(pool, batch, tokens.shape[0], self._rotary, self._sizes.reach)
-        x = self._embedding(tokens)
-        for layer in self._layers:
-            x = layer(x, batch, places, pool, self.dtype)
-        return self._norm(x, self.dtype)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """See `Model.logits`."""
-        return self._head(hidden)
-
-
-def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Bamba:
+def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> HybridBackbone:
     """The layout of transformers' BambaForCausalLM."""
-    return Bamba(checkpoint, read_config(checkpoint), device, dtype)
+    config, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
+    c = config.mamba
+    embedding = Embedding(read.matrix(c.embedding_name, c.vocab_rows, c.hidden))
+    ends = Ends(
+        embedding=embedding,
+        norm=RMSNorm(read.tensor("model.final_layernorm.weight", c.hidden), c.norm_eps),
+        head=read.head("lm_head.weight", c.vocab_rows, c.hidden, embedding, c.tied),
+    )
+    return HybridBackbone(
+        family="Bamba",
+        architecture=checkpoint.architecture,
+        vocab_size=c.vocab_size,
+        state=config.state(dtype),
+        sizes=config.attention,
+        rotary=Rotary(config.rotary_width, config.rope_base, device),
+        ends=ends,
+        layers=[_read_layer(read, i, config) for i in range(c.layers)],
+        read=read,
+    )

@@ -7,21 +7,19 @@ the configuration says so: their order is known from Mamba-2.
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from ostinato.kernels.experts import Experts
-from ostinato.kernels.packed import Packed
-from ostinato.models.base import StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
 from ostinato.models.errors import CheckpointError
+from ostinato.models.hybrid_backbone import Ends, HybridBackbone
 from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
 from ostinato.models.mamba2 import Mamba2Mixer, read_mixer
 from ostinato.models.mamba2_hybrid import HybridConfig, read_attention, read_mamba
 from ostinato.models.mamba2_hybrid import read_config as read_hybrid_config
 from ostinato.models.mamba_layers import MambaOrWindowLayer
 from ostinato.models.mixture import MixtureOfExperts
-from ostinato.models.window import Rotary, WindowAttention, advance
+from ostinato.models.window import Rotary, WindowAttention
 
 RECURRENT, ATTENDING = ("mamba", "linear_attention"), ("attention", "full_attention")  # published, and newer names
 
@@ -127,40 +125,26 @@ def _read_layer(read: WeightReader, layer: int, c: Granite4Config) -> MambaOrWin
     )
 
 
-class Granite4:
-    """See `ostinato.models.base.Model`, and `HybridConfig.state` for the state, which also has `position`."""
-
-    family = "Granite 4"
-
-    def __init__(
-        self, checkpoint: Checkpoint, config: Granite4Config, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        hybrid, c, read = config.hybrid, config.hybrid.mamba, WeightReader(checkpoint, device, dtype)
-        self.architecture = checkpoint.architecture
-        self.vocab_size, self.dtype = c.vocab_size, dtype
-        self.state_spec = hybrid.state(dtype)
-        self._config = config
-        self._rotary = Rotary(hybrid.rotary_width, hybrid.rope_base, device) if config.turned else None
-        self._embedding = Embedding(read.matrix(c.embedding_name, c.vocab_rows, c.hidden))
-        self._layers = [_read_layer(read, i, config) for i in range(c.layers)]
-        self._norm = RMSNorm(read.tensor("model.norm.weight", c.hidden), c.norm_eps)
-        self._head = read.head("lm_head.weight", c.vocab_rows, c.hidden, self._embedding, c.tied)
-        self.weight_bytes = read.num_bytes
-        self.matmul_params, self.head_params = read.matmul_params, read.head_params
-
-    def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
-        """See `Model.forward`."""
-        places = advance(pool, batch, tokens.shape[0], self._rotary, self._config.hybrid.attention.reach)
-        x = self._embedding(tokens) * self._config.embedding
-        for layer in self._layers:
-            x = layer(x, batch, places, pool, self.dtype)
-        return self._norm(x, self.dtype)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """See `Model.logits`."""
-        return self._head(hidden) / self._config.logits
-
-
-def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Granite4:
+def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> HybridBackbone:
     """The layout of transformers' GraniteMoeHybridForCausalLM."""
-    return Granite4(checkpoint, read_config(checkpoint), device, dtype)
+    config, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
+    hybrid, c = config.hybrid, config.hybrid.mamba
+    embedding = Embedding(read.matrix(c.embedding_name, c.vocab_rows, c.hidden))
+    ends = Ends(
+        embedding=embedding,
+        norm=RMSNorm(read.tensor("model.norm.weight", c.hidden), c.norm_eps),
+        head=read.head("lm_head.weight", c.vocab_rows, c.hidden, embedding, c.tied),
+        scale=config.embedding,
+        finish=lambda logits: logits / config.logits,
+    )
+    return HybridBackbone(
+        family="Granite 4",
+        architecture=checkpoint.architecture,
+        vocab_size=c.vocab_size,
+        state=hybrid.state(dtype),
+        sizes=hybrid.attention,
+        rotary=Rotary(hybrid.rotary_width, hybrid.rope_base, device) if config.turned else None,
+        ends=ends,
+        layers=[_read_layer(read, i, config) for i in range(c.layers)],
+        read=read,
+    )

@@ -17,10 +17,11 @@ from ostinato.models.base import StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.fla_mixers import Reading, ShortConvolution
 from ostinato.models.gated_deltanet import GatedDeltaNetMixer
+from ostinato.models.hybrid_backbone import Ends, HybridBackbone
 from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
 from ostinato.models.mixture import MixtureOfExperts
 from ostinato.models.qwen3_next_config import Qwen3NextConfig, read_config
-from ostinato.models.window import Places, Rotary, WindowAttention, advance, head_norm
+from ostinato.models.window import Places, Rotary, WindowAttention, head_norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,42 +142,25 @@ def _read_layer(read: WeightReader, layer: int, config: Qwen3NextConfig) -> Qwen
     )
 
 
-class Qwen3Next:
-    """See `ostinato.models.base.Model`, and `Qwen3NextConfig.state` for the state, which also has `position`."""
-
-    family = "Qwen3-Next"
-
-    def __init__(
-        self, checkpoint: Checkpoint, config: Qwen3NextConfig, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        shell, read = config.mixer.shell, WeightReader(checkpoint, device, dtype)
-        self.architecture = checkpoint.architecture
-        self.vocab_size, self.dtype = shell.vocab_size, dtype
-        self.state_spec = config.state(dtype)
-        self._reach = config.attention.reach
-        self._rotary = Rotary(config.rotary_width, config.rope_base, device)
-        self._embedding = Embedding(read.matrix("model.embed_tokens.weight", shell.vocab_size, shell.hidden))
-        self._layers = [_read_layer(read, i, config) for i in range(shell.layers)]
-        self._norm = _read_norm(read, "model.norm.weight", shell.hidden, shell.norm_eps)
-        self._head = read.head("lm_head.weight", shell.vocab_size, shell.hidden, self._embedding, shell.tied)
-        self.weight_bytes = read.num_bytes
-        self.matmul_params, self.head_params = read.matmul_params, read.head_params
-
-    def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
-        """See `Model.forward`."""
-        places = advance(pool, batch, tokens.shape[0], self._rotary, self._reach)
-        x = self._embedding(tokens)
-        for layer in self._layers:
-            x = layer(x, batch, places, pool, self.dtype)
-        return self._norm(x, self.dtype)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """See `Model.logits`."""
-        return self._head(hidden)
-
-
-def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Qwen3Next:
+def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> HybridBackbone:
     """The layout of transformers' Qwen3NextForCausalLM. Its heads that guess further tokens (`mtp`) are not read."""
-    config = read_config(checkpoint)
+    config, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
     checkpoint.drop(*(name for name in checkpoint.names if name.startswith("mtp.")))
-    return Qwen3Next(checkpoint, config, device, dtype)
+    shell = config.mixer.shell
+    embedding = Embedding(read.matrix("model.embed_tokens.weight", shell.vocab_size, shell.hidden))
+    ends = Ends(
+        embedding=embedding,
+        norm=_read_norm(read, "model.norm.weight", shell.hidden, shell.norm_eps),
+        head=read.head("lm_head.weight", shell.vocab_size, shell.hidden, embedding, shell.tied),
+    )
+    return HybridBackbone(
+        family="Qwen3-Next",
+        architecture=checkpoint.architecture,
+        vocab_size=shell.vocab_size,
+        state=config.state(dtype),
+        sizes=config.attention,
+        rotary=Rotary(config.rotary_width, config.rope_base, device),
+        ends=ends,
+        layers=[_read_layer(read, i, config) for i in range(shell.layers)],
+        read=read,
+    )

@@ -17,8 +17,9 @@ from ostinato.kernels.packed import Packed
 from ostinato.models.base import StateSpec, StateTensor, StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
+from ostinato.models.hybrid_backbone import Ends, HybridBackbone
 from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
-from ostinato.models.window import Places, Rotary, WindowAttention, WindowSizes, advance, read_rotary
+from ostinato.models.window import Places, Rotary, WindowAttention, WindowSizes, read_rotary
 
 DECAY = 8.0  # the paper's c
 KINDS = ("recurrent", "attention")
@@ -44,7 +45,10 @@ class RecurrentGemmaConfig:
     tied: bool
 
     def state(self, dtype: torch.dtype) -> StateSpec:
-        """See `RecurrentGemma`. dtype: of the computation."""
+        """`position`, and per layer the ring of its window, or `recurrent` [lru] fp32 and the `conv` tail.
+
+        dtype: of the computation.
+        """
         recurrent, attending = (self.kinds.count(kind) for kind in KINDS)
         tensors = self.attention.state(attending, dtype)
         if recurrent:
@@ -199,43 +203,26 @@ def _read_norm(read: WeightReader, name: str, c: RecurrentGemmaConfig) -> RMSNor
     return RMSNorm(1 + read.tensor(name, c.hidden), c.norm_eps)
 
 
-class RecurrentGemma:
-    """See `ostinato.models.base.Model`. State: `position`, and per layer the ring of its window, or `recurrent` [lru]
-    fp32 and the `conv` tail."""
-
-    family = "RecurrentGemma"
-
-    def __init__(
-        self, checkpoint: Checkpoint, config: RecurrentGemmaConfig, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        c, read = config, WeightReader(checkpoint, device, dtype)
-        self.architecture = checkpoint.architecture
-        self.vocab_size, self.dtype = c.vocab_size, dtype
-        self.state_spec = c.state(dtype)
-        self._cap = c.logit_cap
-        self._rotary = Rotary(c.rotary_width, c.rope_base, device) if "attention" in c.kinds else None
-        self._embedding = Embedding(read.matrix("model.embed_tokens.weight", c.vocab_size, c.hidden))
-        # Trained so: the factor is rounded to bf16, whatever the dtype.
-        self._scale = float(torch.tensor(c.hidden**0.5, dtype=torch.bfloat16))
-        self._layers = [_read_layer(read, i, c) for i in range(len(c.kinds))]
-        self._norm = _read_norm(read, "model.final_norm.weight", c)
-        self._head = read.head("lm_head.weight", c.vocab_size, c.hidden, self._embedding, c.tied)
-        self.weight_bytes = read.num_bytes
-        self.matmul_params, self.head_params = read.matmul_params, read.head_params
-
-    def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
-        """See `Model.forward`."""
-        places = advance(pool, batch, tokens.shape[0], self._rotary)
-        x = self._embedding(tokens) * self._scale
-        for layer in self._layers:
-            x = layer(x, batch, places, pool, self.dtype)
-        return self._norm(x, self.dtype)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """See `Model.logits`."""
-        return rows.tanh(self._head(hidden) / self._cap) * self._cap
-
-
-def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> RecurrentGemma:
+def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> HybridBackbone:
     """The layout of transformers' RecurrentGemmaForCausalLM."""
-    return RecurrentGemma(checkpoint, read_config(checkpoint), device, dtype)
+    c, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
+    embedding = Embedding(read.matrix("model.embed_tokens.weight", c.vocab_size, c.hidden))
+    ends = Ends(
+        embedding=embedding,
+        norm=_read_norm(read, "model.final_norm.weight", c),
+        head=read.head("lm_head.weight", c.vocab_size, c.hidden, embedding, c.tied),
+        # Trained so: the factor is rounded to bf16, whatever the dtype.
+        scale=float(torch.tensor(c.hidden**0.5, dtype=torch.bfloat16)),
+        finish=lambda logits: rows.tanh(logits / c.logit_cap) * c.logit_cap,
+    )
+    return HybridBackbone(
+        family="RecurrentGemma",
+        architecture=checkpoint.architecture,
+        vocab_size=c.vocab_size,
+        state=c.state(dtype),
+        sizes=c.attention,
+        rotary=Rotary(c.rotary_width, c.rope_base, device) if "attention" in c.kinds else None,
+        ends=ends,
+        layers=[_read_layer(read, i, c) for i in range(len(c.kinds))],
+        read=read,
+    )

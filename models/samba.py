@@ -4,17 +4,16 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from ostinato.kernels.packed import Packed
-from ostinato.models.base import StateSpec, StateTensor, StateTensors
+from ostinato.models.base import StateSpec, StateTensor
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
 from ostinato.models.fla_mixers import WindowLayers, mlp_size, read_attention, read_window_layers
+from ostinato.models.hybrid_backbone import Ends, HybridBackbone
 from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
 from ostinato.models.mamba import MambaConfig, read_mixer
 from ostinato.models.mamba_layers import MambaOrWindowLayer
-from ostinato.models.window import Rotary, WindowSizes, advance
+from ostinato.models.window import Rotary, WindowSizes
 
 # What attends where the config does not say: every other layer of a model of 18.
 DEFAULT_WINDOW = WindowLayers(tuple(range(1, 18, 2)), WindowSizes(18, 18, 128, 2048), bias=False, rope_base=10000.0)
@@ -29,7 +28,10 @@ class SambaConfig:
     mlp: int
 
     def state(self, dtype: torch.dtype) -> StateSpec:
-        """See `Samba`. dtype: of the computation."""
+        """`position`, and per layer `ssm` [inner, state] fp32 and the `conv` tail, or the ring of its window.
+
+        dtype: of the computation.
+        """
         c, attending = self.mamba, len(self.window.layers)
         recurrent = c.layers - attending
         tensors = self.window.sizes.state(attending, dtype)
@@ -87,38 +89,24 @@ def _read_layer(read: WeightReader, layer: int, c: SambaConfig) -> MambaOrWindow
     )
 
 
-class Samba:
-    """See `ostinato.models.base.Model`. State: `position`, and per layer `ssm` [inner, state] fp32 and the `conv` tail,
-    or the ring of its window."""
-
-    family = "Samba"
-
-    def __init__(self, checkpoint: Checkpoint, config: SambaConfig, device: torch.device, dtype: torch.dtype) -> None:
-        c, read = config.mamba, WeightReader(checkpoint, device, dtype)
-        self.architecture = checkpoint.architecture
-        self.vocab_size, self.dtype = c.vocab_size, dtype
-        self.state_spec = config.state(dtype)
-        self._rotary = Rotary(config.window.sizes.head, config.window.rope_base, device)
-        self._embedding = Embedding(read.matrix(c.embedding_name, c.vocab_rows, c.hidden))
-        self._layers = [_read_layer(read, i, config) for i in range(c.layers)]
-        self._norm = RMSNorm(read.tensor("backbone.norm_f.weight", c.hidden), c.norm_eps)
-        self._head = read.head("lm_head.weight", c.vocab_rows, c.hidden, self._embedding, c.tied)
-        self.weight_bytes = read.num_bytes
-        self.matmul_params, self.head_params = read.matmul_params, read.head_params
-
-    def forward(self, tokens: Tensor, batch: Packed, pool: StateTensors) -> Tensor:
-        """See `Model.forward`."""
-        places = advance(pool, batch, tokens.shape[0], self._rotary)
-        x = self._embedding(tokens)
-        for layer in self._layers:
-            x = layer(x, batch, places, pool, self.dtype)
-        return self._norm(x, self.dtype)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """See `Model.logits`."""
-        return self._head(hidden)
-
-
-def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Samba:
+def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> HybridBackbone:
     """The layout of flash-linear-attention's SambaForCausalLM."""
-    return Samba(checkpoint, read_config(checkpoint), device, dtype)
+    config, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
+    c, window = config.mamba, config.window
+    embedding = Embedding(read.matrix(c.embedding_name, c.vocab_rows, c.hidden))
+    ends = Ends(
+        embedding=embedding,
+        norm=RMSNorm(read.tensor("backbone.norm_f.weight", c.hidden), c.norm_eps),
+        head=read.head("lm_head.weight", c.vocab_rows, c.hidden, embedding, c.tied),
+    )
+    return HybridBackbone(
+        family="Samba",
+        architecture=checkpoint.architecture,
+        vocab_size=c.vocab_size,
+        state=config.state(dtype),
+        sizes=window.sizes,
+        rotary=Rotary(window.sizes.head, window.rope_base, device),
+        ends=ends,
+        layers=[_read_layer(read, i, config) for i in range(c.layers)],
+        read=read,
+    )
