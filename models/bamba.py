@@ -4,8 +4,8 @@ import torch
 
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
-from ostinato.models.hybrid_backbone import Ends, HybridBackbone
-from ostinato.models.layers import Embedding, RMSNorm, WeightReader
+from ostinato.models.hybrid_backbone import HybridBackbone, read_ends
+from ostinato.models.layers import RMSNorm, WeightReader
 from ostinato.models.mamba2 import read_mixer
 from ostinato.models.mamba2_hybrid import HybridConfig, read_attention, read_mamba, read_mlp
 from ostinato.models.mamba2_hybrid import read_config as read_hybrid_config
@@ -41,12 +41,6 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Hy
     """The layout of transformers' BambaForCausalLM."""
     config, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
     c = config.mamba
-    embedding = Embedding(read.matrix(c.embedding_name, c.vocab_rows, c.hidden))
-    ends = Ends(
-        embedding=embedding,
-        norm=RMSNorm(read.tensor("model.final_layernorm.weight", c.hidden), c.norm_eps),
-        head=read.head("lm_head.weight", c.vocab_rows, c.hidden, embedding, c.tied),
-    )
     return HybridBackbone(
         family="Bamba",
         architecture=checkpoint.architecture,
@@ -54,7 +48,7 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Hy
         state=config.state(dtype),
         sizes=config.attention,
         rotary=Rotary(config.rotary_width, config.rope_base, device),
-        ends=ends,
+        ends=read_ends(read, c, "model.final_layernorm.weight"),
         layers=[_read_layer(read, i, config) for i in range(c.layers)],
         read=read,
     )

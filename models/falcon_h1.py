@@ -15,8 +15,8 @@ from ostinato.kernels.packed import Packed
 from ostinato.models.base import StateTensors
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
-from ostinato.models.hybrid_backbone import Ends, HybridBackbone
-from ostinato.models.layers import Embedding, RMSNorm, WeightReader
+from ostinato.models.hybrid_backbone import HybridBackbone, read_ends
+from ostinato.models.layers import RMSNorm, WeightReader
 from ostinato.models.mamba2 import Mamba2Mixer, read_mixer
 from ostinato.models.mamba2_hybrid import HybridConfig, read_attention, read_mamba, read_mlp
 from ostinato.models.mamba2_hybrid import read_config as read_hybrid_config
@@ -126,14 +126,6 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Hy
     """The layout of transformers' FalconH1ForCausalLM."""
     config, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
     hybrid, c = config.hybrid, config.hybrid.mamba
-    embedding = Embedding(read.matrix(c.embedding_name, c.vocab_rows, c.hidden))
-    ends = Ends(
-        embedding=embedding,
-        norm=RMSNorm(read.tensor("model.final_layernorm.weight", c.hidden), c.norm_eps),
-        head=read.head("lm_head.weight", c.vocab_rows, c.hidden, embedding, c.tied),
-        scale=config.embedding,
-        finish=lambda logits: logits * config.head,
-    )
     return HybridBackbone(
         family="Falcon-H1",
         architecture=checkpoint.architecture,
@@ -141,7 +133,9 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Hy
         state=hybrid.state(dtype),
         sizes=hybrid.attention,
         rotary=Rotary(hybrid.rotary_width, hybrid.rope_base, device),
-        ends=ends,
+        ends=read_ends(
+            read, c, "model.final_layernorm.weight", scale=config.embedding, finish=lambda logits: logits * config.head
+        ),
         layers=[_read_layer(read, i, config) for i in range(c.layers)],
         read=read,
     )

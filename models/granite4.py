@@ -12,8 +12,8 @@ from ostinato.kernels.experts import Experts
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
 from ostinato.models.errors import CheckpointError
-from ostinato.models.hybrid_backbone import Ends, HybridBackbone
-from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
+from ostinato.models.hybrid_backbone import HybridBackbone, read_ends
+from ostinato.models.layers import GatedMLP, RMSNorm, WeightReader
 from ostinato.models.mamba2 import Mamba2Mixer, read_mixer
 from ostinato.models.mamba2_hybrid import HybridConfig, read_attention, read_mamba
 from ostinato.models.mamba2_hybrid import read_config as read_hybrid_config
@@ -129,14 +129,6 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Hy
     """The layout of transformers' GraniteMoeHybridForCausalLM."""
     config, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
     hybrid, c = config.hybrid, config.hybrid.mamba
-    embedding = Embedding(read.matrix(c.embedding_name, c.vocab_rows, c.hidden))
-    ends = Ends(
-        embedding=embedding,
-        norm=RMSNorm(read.tensor("model.norm.weight", c.hidden), c.norm_eps),
-        head=read.head("lm_head.weight", c.vocab_rows, c.hidden, embedding, c.tied),
-        scale=config.embedding,
-        finish=lambda logits: logits / config.logits,
-    )
     return HybridBackbone(
         family="Granite 4",
         architecture=checkpoint.architecture,
@@ -144,7 +136,9 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Hy
         state=hybrid.state(dtype),
         sizes=hybrid.attention,
         rotary=Rotary(hybrid.rotary_width, hybrid.rope_base, device) if config.turned else None,
-        ends=ends,
+        ends=read_ends(
+            read, c, "model.norm.weight", scale=config.embedding, finish=lambda logits: logits / config.logits
+        ),
         layers=[_read_layer(read, i, config) for i in range(c.layers)],
         read=read,
     )

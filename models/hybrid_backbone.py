@@ -11,6 +11,7 @@ from ostinato.kernels.linear import Linear
 from ostinato.kernels.packed import Packed
 from ostinato.models.base import StateSpec, StateTensors
 from ostinato.models.layers import Embedding, RMSNorm, WeightReader
+from ostinato.models.mamba_backbone import BackboneConfig
 from ostinato.models.window import Places, Rotary, WindowSizes, advance
 
 
@@ -29,6 +30,20 @@ class Ends:
     head: Linear
     scale: float = 1.0
     finish: Callable[[Tensor], Tensor] | None = None
+
+
+def read_ends(
+    read: WeightReader,
+    c: BackboneConfig,
+    norm: str,
+    *,
+    scale: float = 1.0,
+    finish: Callable[[Tensor], Tensor] | None = None,
+) -> Ends:
+    """Of a model whose output projection is `lm_head`. norm: the name of the last norm's weight."""
+    embedding = Embedding(read.matrix(c.embedding_name, c.vocab_rows, c.hidden))
+    head = read.head("lm_head.weight", c.vocab_rows, c.hidden, embedding, c.tied)
+    return Ends(embedding, RMSNorm(read.tensor(norm, c.hidden), c.norm_eps), head, scale, finish)
 
 
 class HybridBackbone:

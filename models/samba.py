@@ -9,8 +9,8 @@ from ostinato.models.base import StateSpec, StateTensor
 from ostinato.models.checkpoint import Checkpoint
 from ostinato.models.config import ConfigReader
 from ostinato.models.fla_mixers import WindowLayers, mlp_size, read_attention, read_window_layers
-from ostinato.models.hybrid_backbone import Ends, HybridBackbone
-from ostinato.models.layers import Embedding, GatedMLP, RMSNorm, WeightReader
+from ostinato.models.hybrid_backbone import HybridBackbone, read_ends
+from ostinato.models.layers import GatedMLP, RMSNorm, WeightReader
 from ostinato.models.mamba import MambaConfig, read_mixer
 from ostinato.models.mamba_layers import MambaOrWindowLayer
 from ostinato.models.window import Rotary, WindowSizes
@@ -93,12 +93,6 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Hy
     """The layout of flash-linear-attention's SambaForCausalLM."""
     config, read = read_config(checkpoint), WeightReader(checkpoint, device, dtype)
     c, window = config.mamba, config.window
-    embedding = Embedding(read.matrix(c.embedding_name, c.vocab_rows, c.hidden))
-    ends = Ends(
-        embedding=embedding,
-        norm=RMSNorm(read.tensor("backbone.norm_f.weight", c.hidden), c.norm_eps),
-        head=read.head("lm_head.weight", c.vocab_rows, c.hidden, embedding, c.tied),
-    )
     return HybridBackbone(
         family="Samba",
         architecture=checkpoint.architecture,
@@ -106,7 +100,7 @@ def load(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Hy
         state=config.state(dtype),
         sizes=window.sizes,
         rotary=Rotary(window.sizes.head, window.rope_base, device),
-        ends=ends,
+        ends=read_ends(read, c, "backbone.norm_f.weight"),
         layers=[_read_layer(read, i, config) for i in range(c.layers)],
         read=read,
     )

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 
 from ostinato.engine.service import Service
 from tests.server.harness import error_of, serving
+from tests.server.responses.asking import GREEDY, PATH, respond
 
 pytestmark = pytest.mark.asyncio
-PATH = "/v1/responses"
-GREEDY = {"temperature": 0, "max_output_tokens": 3}
-
-
-@pytest_asyncio.fixture
-async def client(tmp_path: Path, service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(service, state_store=(str(tmp_path),)) as client:
-        yield client
-
-
-async def respond(client: httpx.AsyncClient, **body: Any) -> Any:
-    response = await client.post(PATH, json={**GREEDY, **body})
-    assert response.status_code == 200, response.text
-    return response.json()
 
 
 MESSAGE = {"role": "user", "content": "Hi"}

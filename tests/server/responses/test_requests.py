@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import pytest_asyncio
 from safetensors.torch import load
 
-from ostinato.engine.service import Service
-from tests.server.harness import error_of, gla_tokenizer, serving
+from tests.server.harness import error_of, gla_tokenizer
+from tests.server.responses.asking import PATH, respond
 
 pytestmark = pytest.mark.asyncio
-PATH = "/v1/responses"
-GREEDY = {"temperature": 0, "max_output_tokens": 6}
-
-
-@pytest_asyncio.fixture
-async def client(tmp_path: Path, service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(service, state_store=(str(tmp_path),)) as client:
-        yield client
-
-
-async def respond(client: httpx.AsyncClient, **body: Any) -> Any:
-    response = await client.post(PATH, json={**GREEDY, **body})
-    assert response.status_code == 200, response.text
-    return response.json()
 
 
 def text_of(response: Any) -> str:

@@ -12,9 +12,9 @@ from pydantic import TypeAdapter
 
 from ostinato.engine.types import StepPlan
 from tests.server.harness import error_of, idle, serving, text_service
+from tests.server.responses.asking import PATH
 
 pytestmark = pytest.mark.asyncio
-PATH = "/v1/responses"
 BODY = {"input": "Hi", "stream": True, "temperature": 0}
 EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
 
