@@ -69,11 +69,14 @@ class Terminal:
 
 
 def _take_terminal() -> None:
-    """In the child: makes the pseudo-terminal its controlling one, which turns keys into signals."""
+    """In the child: makes the pseudo-terminal its controlling one, which turns keys into signals. That these are not
+    ignored, as they are in a script's background, is what a terminal's shell does for its programs.
+    """
     import fcntl
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
