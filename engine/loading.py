@@ -27,6 +27,7 @@ from ostinato.engine.snapshot_header import Fingerprint
 from ostinato.engine.state_pool import StatePool
 from ostinato.engine.text.tokenizer import Tokenizer, find_tokenizer, load_tokenizer, resolve_eos
 from ostinato.kernels import dispatch, tape
+from ostinato.kernels.allocator import keep_freed_memory
 from ostinato.models.base import Model, StateSpec
 from ostinato.models.checkpoint import Checkpoint, Progress, open_checkpoint
 from ostinato.models.fingerprint import config_fingerprint, weights_fingerprint
@@ -76,6 +77,7 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
         checkpoint.release()
         raise
     model = load_model(checkpoint, config.device, dtype)
+    keep_freed_memory()
     if config.attention_window is not None and checkpoint.held_window is None:
         raise RequestError(f"{model.family} has no layers of full attention, so no window to set", "attention_window")
     window = _window(config, model)
