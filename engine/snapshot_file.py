@@ -11,7 +11,6 @@ last dimension). It says so in its header.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,11 +29,14 @@ from ostinato.engine.errors import (
     SnapshotValueError,
 )
 from ostinato.engine.mitigation import Mitigation
+from ostinato.engine.sampling_params import SamplingParams
 from ostinato.engine.snapshot_header import (
     METADATA,
     Fingerprint,
     GenerationHeader,
     Header,
+    needs_counts,
+    read_counts,
     read_header,
     read_mitigation,
     read_params,
@@ -46,7 +48,6 @@ from ostinato.engine.types import Generation
 from ostinato.models.base import StateSpec, StateTensor
 
 INT8_MAX = 127
-_COUNTED = re.compile(r"[0-9]{1,10}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class SnapshotFormat:
         self._check_region(header)
         logits = _take(tensors, "logits", (self.vocab_size,), torch.float32)
         log = self._read_log(header, tensors)
-        mitigation = read_mitigation(header.mitigation)
+        mitigation, params = read_mitigation(header.mitigation), read_params(header.params)
         state = {
             part.name: self._read_state(part.name, (part.layers, *part.shape), part.dtype, tensors, header.lossy)
             for part in (*self.spec.tensors, *self._window_of(mitigation))
@@ -102,9 +103,9 @@ class SnapshotFormat:
         return Snapshot(
             state=State(state, header.tokens, logits),
             log=log,
-            generation=_read_generation(header, log, self.vocab_size),
+            generation=_read_generation(header, log, params, self.vocab_size),
             parent=header.parent,
-            params=read_params(header.params),
+            params=params,
             seed=header.seed,
             open_turn=header.open_turn,
             initial=header.initial,
@@ -124,7 +125,6 @@ class SnapshotFormat:
 
     def _header(self, snapshot: Snapshot, *, lossy: bool) -> Header:
         generation, params = snapshot.generation, snapshot.params
-        penalized = params is not None and (params.presence_penalty or params.frequency_penalty)
         counts = {str(i): n for i, n in sorted(generation.counts.items())}
         return Header(
             format=1,
@@ -139,7 +139,7 @@ class SnapshotFormat:
                 held=generation.held,
                 partial=generation.partial.hex(),
             ),
-            counts=counts if penalized and snapshot.log.tokens is None else None,
+            counts=counts if needs_counts(snapshot.log, params) else None,
             params=None if params is None else write_params(params),
             seed=snapshot.seed,
             open_turn=snapshot.open_turn,
@@ -234,18 +234,16 @@ def _quantized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _read_generation(header: Header, log: TokenLog, vocab_size: int) -> Generation:
-    read = header.generation
+def _read_generation(header: Header, log: TokenLog, params: SamplingParams | None, vocab_size: int) -> Generation:
+    read, counts = header.generation, header.counts
     if read.tokens > header.tokens:
         raise SnapshotFormatError("the snapshot's answer is longer than its token log")
+    if (counts is not None) != needs_counts(log, params):
+        raise SnapshotFormatError(
+            "the snapshot counts tokens where it need not, or does not where its penalties need it"
+        )
     if log.tokens is not None:
-        counts: Mapping[int, int] = Counter(log.tokens[log.length - read.tokens :])
+        found: Mapping[int, int] = Counter(log.tokens[log.length - read.tokens :])
     else:
-        counts = _read_counts(header.counts or {}, vocab_size)
-    return Generation(read.tokens, dict(counts), read.index, read.held, bytes.fromhex(read.partial))
-
-
-def _read_counts(entries: Mapping[str, int], vocab_size: int) -> dict[int, int]:
-    if not all(_COUNTED.fullmatch(i) and int(i) < vocab_size for i in entries):
-        raise SnapshotFormatError(f"the snapshot counts tokens that are not among 0 to {vocab_size - 1}")
-    return {int(i): n for i, n in entries.items()}
+        found = read_counts(counts or {}, read.tokens, vocab_size)
+    return Generation(read.tokens, dict(found), read.index, read.held, bytes.fromhex(read.partial))

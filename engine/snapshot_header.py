@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -12,11 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ostinato.engine.errors import RequestError, SnapshotFormatError
 from ostinato.engine.mitigation import UNTOUCHED, Mitigation
 from ostinato.engine.sampling_params import SamplingParams
+from ostinato.engine.snapshots import TokenLog
 
 ID_PATTERN = r"^st_[0-9a-f]{64}$"
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
 METADATA = "ostinato"
+_COUNTED = re.compile(r"[0-9]{1,10}")
 
 
 class _Strict(BaseModel):
@@ -109,3 +113,17 @@ def read_params(entries: dict[str, Any] | None) -> SamplingParams | None:
         return SamplingParams(**entries)
     except (TypeError, ValueError, OverflowError, KeyError, AttributeError, RequestError) as error:
         raise SnapshotFormatError(f"the snapshot's sampling parameters cannot be read: {error}") from error
+
+
+def needs_counts(log: TokenLog, params: SamplingParams | None) -> bool:
+    """Whether there are penalties on tokens that the log does not tell."""
+    return log.tokens is None and params is not None and bool(params.presence_penalty or params.frequency_penalty)
+
+
+def read_counts(entries: Mapping[str, int], tokens: int, vocab_size: int) -> dict[int, int]:
+    """Raises SnapshotFormatError: of no tokens of an answer of so many, or of a vocabulary of that size."""
+    if not all(_COUNTED.fullmatch(i) and int(i) < vocab_size for i in entries):
+        raise SnapshotFormatError(f"the snapshot counts tokens that are not among 0 to {vocab_size - 1}")
+    if sum(entries.values()) > tokens:
+        raise SnapshotFormatError(f"the snapshot counts more tokens than the {tokens} of its answer")
+    return {int(i): n for i, n in entries.items()}

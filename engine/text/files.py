@@ -6,9 +6,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
 
-from ostinato.engine.errors import TokenizerError
+from ostinato.engine.errors import RequestError, TokenizerError
 from ostinato.engine.text.config import TokenizerConfig
 from ostinato.engine.text.hf_tokenizer import REMEDY, HfTokenizer
+from ostinato.engine.text.panics import PanicError, panics_raised
 
 
 def load_tokenizer_json(path: Path, config: TokenizerConfig) -> HfTokenizer:
@@ -18,15 +19,23 @@ def load_tokenizer_json(path: Path, config: TokenizerConfig) -> HfTokenizer:
         TokenizerError: it is damaged, or contradicts `config`; names the file.
     """
     try:
-        backend = Backend.from_str(path.read_text(encoding="utf-8"))
+        with panics_raised():
+            backend = Backend.from_str(path.read_text(encoding="utf-8"))
     # The package raises plain Exception for whatever is wrong with the text.
     except Exception as error:
         raise TokenizerError(f"{path}: not a tokenizer of the tokenizers package: {error}") from error
-    except BaseException as error:  # its panics are no Exceptions, and have no name to catch them by
-        if type(error).__name__ != "PanicException":
-            raise
-        raise TokenizerError(f"{path}: the tokenizers package fails to read it: {error}") from error
-    return HfTokenizer(backend, config, path)
+    tokenizer = HfTokenizer(backend, config, path)
+    _try(tokenizer, path)
+    return tokenizer
+
+
+def _try(tokenizer: HfTokenizer, path: Path) -> None:
+    """Some of what is wrong shows only with a text, such as a template with a token that it does not define."""
+    try:
+        tokenizer.encode("a")
+    except RequestError as error:
+        if isinstance(error.__cause__, PanicError):
+            raise TokenizerError(f"{path}: {error.__cause__}") from error
 
 
 def convert_vocabulary(folder: Path, vocabulary: Path, config: TokenizerConfig) -> HfTokenizer:

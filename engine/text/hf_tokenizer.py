@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as Backend
 from ostinato.engine.errors import RequestError, TokenizerError
 from ostinato.engine.text.chat_template import Message, render_default
 from ostinato.engine.text.config import AddedEntry, TokenizerConfig
+from ostinato.engine.text.panics import panics_raised
 from ostinato.engine.text.token_bytes import (
     Stage,
     UnsupportedDecoderError,
@@ -114,7 +115,8 @@ class HfTokenizer:
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         try:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            with panics_raised():
+                return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         # The package raises plain Exception, for example where a character has no token.
         except Exception as error:
             raise RequestError(f"the text cannot be tokenized: {error}") from error

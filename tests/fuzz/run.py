@@ -128,6 +128,7 @@ def run(names: list[str], seconds: float, seed: int, folder: Path) -> list[Count
 
 def main() -> None:
     names, seconds, seed, folder = sys.argv[1:]
+    Path(folder).mkdir(parents=True, exist_ok=True)
     for count in run(names.split(","), float(seconds), int(seed), Path(folder)):
         print(json.dumps(asdict(count)))
 

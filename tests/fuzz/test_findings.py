@@ -82,6 +82,31 @@ def test_a_snapshot_that_counts_what_is_no_token(token: str) -> None:
         state_files.state_format().decode(data)
 
 
+def without_penalties(inner: dict[str, Any]) -> None:
+    inner["params"].update(frequency_penalty=0.0, presence_penalty=0.0)
+
+
+NEEDLESS = "where it need not"
+
+
+@pytest.mark.parametrize(
+    ("private", "change", "message"),
+    [
+        (True, without_penalties, NEEDLESS),
+        (True, lambda inner: inner.update(counts={"1": 1}, params=None), NEEDLESS),
+        (True, lambda inner: inner.update(counts=None), NEEDLESS),
+        (True, lambda inner: inner.update(counts={"1": 2**62}), "more tokens than"),
+        (False, lambda inner: inner.update(counts={"1": 1}), NEEDLESS),
+    ],
+    ids=["no-penalties", "no-parameters", "missing", "too-many", "told-by-the-log"],
+)
+def test_a_snapshot_whose_counts_do_not_fit_its_answer(
+    private: bool, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    with pytest.raises(SnapshotFormatError, match=message):
+        state_files.state_format().decode(header_with(change, private=private))
+
+
 SPOILT_FIELDS: list[tuple[str, Any]] = [
     ("created", float("nan")),
     ("used", float("inf")),
@@ -222,7 +247,17 @@ def test_a_tokenizer_over_which_its_package_panics(tmp_path: Path) -> None:
     tokenizer = json.loads((GOLDENS / "gla" / "tokenizer.json").read_text())
     tokenizer["model"]["continuing_subword_prefix"] = "a prefix that is longer than any token"
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(TokenizerError, match="the tokenizers package fails to read it"):
+    with pytest.raises(TokenizerError, match="the tokenizers package fails"):
+        find_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_whose_template_names_a_token_that_it_does_not_define(tmp_path: Path) -> None:
+    """The package reads it, and panics with the first text."""
+    tokenizer = json.loads((GOLDENS / "gla" / "tokenizer.json").read_text())
+    single = [{"SpecialToken": {"id": "nothing", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    tokenizer["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(TokenizerError, match="the tokenizers package fails"):
         find_tokenizer(tmp_path)
 
 

@@ -139,7 +139,7 @@ def test_a_missing_package_is_named_with_its_remedy(
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     for name in ("redis_blobs", "object_blobs"):
-        monkeypatch.delitem(sys.modules, f"ostinato.engine.{name}", raising=False)
+        monkeypatch.delitem(sys.modules, f"ostinato.engine.store.{name}", raising=False)
 
     class Missing:
         def find_spec(self, name: str, path: object = None, target: object = None) -> None:
