@@ -11,11 +11,19 @@ their order or the number of threads, depends on the processor:
 `tests/kernels/test_linear.py` holds both to it.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ostinato.kernels import dispatch
+from ostinato.kernels.rows import geglu_ref, relu_square_ref, swiglu_ref
+
+Activation = Literal["swiglu", "geglu", "relu_square"]
+"""What stands between the two projections of an MLP: functions of `ostinato.kernels.rows`."""
+
+_ACTIVATIONS = {"swiglu": swiglu_ref, "geglu": geglu_ref, "relu_square": relu_square_ref}
 
 
 def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int) -> Tensor:
@@ -31,10 +39,29 @@ def _linear_meta(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tenso
     return x.new_empty((x.shape[0], outputs), dtype=torch.float32)
 
 
+def activated_linear_ref(
+    x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, activation: Activation, dtype: torch.dtype
+) -> Tensor:
+    """An activation of x W^T + bias, of fp32, rounded to `dtype`."""
+    return _ACTIVATIONS[activation](linear_ref(x, weight, bias, None, outputs), dtype)
+
+
+def _activated_meta(
+    x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, activation: Activation, dtype: torch.dtype
+) -> Tensor:
+    width = outputs if activation == "relu_square" else outputs // 2
+    return x.new_empty((x.shape[0], width), dtype=dtype)
+
+
 dispatch.define(
     "linear(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int outputs) -> Tensor",
     reference=linear_ref,
     meta=_linear_meta,
+)
+dispatch.define(
+    "activated_linear(Tensor x, Tensor weight, Tensor? bias, int outputs, str activation, ScalarType dtype) -> Tensor",
+    reference=activated_linear_ref,
+    meta=_activated_meta,
 )
 
 
@@ -77,14 +104,30 @@ class Linear:
         self._bias = None if bias is None else bias.float().contiguous()
         self._weight = pack(weight)
         self.packed = self._weight is not weight
-        self._linear = dispatch.operators(weight).linear.default
+        operators = dispatch.operators(weight)
+        self._linear, self._activated = operators.linear.default, operators.activated_linear.default
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x: [N, in] of any float dtype, rounded to the weight's; residual: [N, out] fp32, added to the result.
 
         Returns [N, out] fp32. Raises TypeError, ValueError: operands that do not fit.
         """
-        if x.shape[-1] != self.inputs:
-            raise ValueError(f"linear: a weight for {self.inputs} inputs does not fit {tuple(x.shape)}")
+        self._check(x)
         y: Tensor = self._linear(x, self._weight, self._bias, residual, self.outputs)
         return y
+
+    def activated(self, x: Tensor, activation: Activation, dtype: torch.dtype) -> Tensor:
+        """An activation of the product, which on AMX is never in memory: fp32 until it is rounded to `dtype`.
+
+        x: [N, in] of any float dtype, rounded to the weight's. Returns [N, out], or [N, out / 2] where the first half
+        of the outputs is a gate for the second. Raises TypeError, ValueError: operands that do not fit.
+        """
+        self._check(x)
+        if activation != "relu_square" and self.outputs % 2:
+            raise ValueError(f"{activation}: a gate and what it multiplies cannot be {self.outputs} outputs")
+        y: Tensor = self._activated(x, self._weight, self._bias, self.outputs, activation, dtype)
+        return y
+
+    def _check(self, x: Tensor) -> None:
+        if x.shape[-1] != self.inputs:
+            raise ValueError(f"linear: a weight for {self.inputs} inputs does not fit {tuple(x.shape)}")

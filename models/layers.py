@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ostinato.kernels import rows
-from ostinato.kernels.linear import Linear
+from ostinato.kernels.linear import Activation, Linear
 
 
 class TensorSource(Protocol):
@@ -135,19 +135,23 @@ class LayerNorm:
 class GatedMLP:
     """down(silu(gate x) * up x) (Shazeer 2020, SwiGLU). `gate_up` holds both projections, gate first.
 
-    gated: `rows.swiglu`, or another gate that is called like it. output_scale: multiplies what is projected at the end.
+    activation: or another gate; output_scale: multiplies what is projected at the end.
     """
 
     gate_up: Linear
     down: Linear
-    gated: Callable[[Tensor, torch.dtype], Tensor] = rows.swiglu
+    activation: Activation = "swiglu"
     output_scale: float = 1.0
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, hidden]; residual: [T, hidden] fp32, added to the result. Returns [T, hidden] fp32."""
         if self.output_scale == 1:
-            return self.down(self.gated(self.gate_up(x), self.down.dtype), residual)
-        return self.down(self.gated(self.gate_up(x), torch.float32) * self.output_scale, residual)
+            return self.down(self.inner(x, self.down.dtype), residual)
+        return self.down(self.inner(x, torch.float32) * self.output_scale, residual)
+
+    def inner(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """What `down` projects, [T, inner] in `dtype`."""
+        return self.gate_up.activated(x, self.activation, dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,7 @@ class GatedShare:
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, hidden]; residual: [T, hidden] fp32, added to the result. Returns [T, hidden] fp32."""
-        inner = rows.swiglu(self.mlp.gate_up(x), self.mlp.down.dtype)
-        return residual + self.mlp.down(inner) * rows.sigmoid(self.gate(x))
+        return residual + self.mlp.down(self.mlp.inner(x, self.mlp.down.dtype)) * rows.sigmoid(self.gate(x))
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,7 +195,7 @@ def _read_layer(read: WeightReader, layer: int, c: RecurrentGemmaConfig) -> Grif
         temporal_norm=_read_norm(read, f"{name}.temporal_pre_norm.weight", c),
         temporal=read_temporal(read, f"{name}.temporal_block", c),
         mlp_norm=_read_norm(read, f"{name}.channel_pre_norm.weight", c),
-        mlp=GatedMLP(gate_up, read.linear(f"{down}.weight", c.hidden, c.mlp, bias=f"{down}.bias"), rows.geglu),
+        mlp=GatedMLP(gate_up, read.linear(f"{down}.weight", c.hidden, c.mlp, bias=f"{down}.bias"), "geglu"),
     )
 
 

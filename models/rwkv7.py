@@ -94,7 +94,7 @@ class ChannelMix:
         Returns residual and output together: [T, C] fp32.
         """
         (xk,) = token_shift(x, self.mix, shift, batch)
-        return self.value(rows.relu_square(self.key(xk), self.value.dtype), residual)
+        return self.value(self.key.activated(xk, "relu_square", self.value.dtype), residual)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class ChannelMix:
         Returns residual and output together: [T, C] fp32.
         """
         xk, xr = token_shift(x, self.mix, shift, batch)
-        value = self.value(rows.relu_square(self.key(xk), self.value.dtype))
+        value = self.value(self.key.activated(xk, "relu_square", self.value.dtype))
         return residual + rows.sigmoid(self.receptance(xr)) * value
 
 

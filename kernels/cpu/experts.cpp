@@ -120,8 +120,9 @@ at::Tensor experts(const at::Tensor& x, at::TensorList gate_up, at::TensorList d
     std::transform(places, places + rows, tokens.begin(), [&](int64_t place) { return place / chosen; });
     const at::Tensor index = at::from_blob(tokens.data(), {rows}, at::TensorOptions().dtype(at::kLong));
     const at::Tensor wide = weight_of(gate_up, expert), narrow = weight_of(down, expert);
-    const at::Tensor gates = linear(x.index_select(0, index), wide, std::nullopt, std::nullopt, 2 * inner);
-    const at::Tensor given = linear(swiglu(gates, narrow.scalar_type()), narrow, std::nullopt, std::nullopt, outputs);
+    const at::Tensor gated = activated_linear(x.index_select(0, index), wide, std::nullopt, 2 * inner,
+                                              Activation::kSwiGLU, narrow.scalar_type());
+    const at::Tensor given = linear(gated, narrow, std::nullopt, std::nullopt, outputs);
     add_scaled(given, places, tokens.data(), scale, out);
   }
   return y;

@@ -82,11 +82,43 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, Optional bias, 
   return y;
 }
 
+at::Tensor activated_linear(const at::Tensor& x, const at::Tensor& weight, Optional bias, int64_t outputs,
+                            Activation activation, at::ScalarType dtype) {
+  if (weight.dim() != 5 || !can_activate(outputs, activation))
+    return activated(linear(x, weight, bias, std::nullopt, outputs), activation, dtype);
+  TORCH_CHECK_VALUE(x.dim() == 2, "linear: x must be [N, in], got ", x.sizes());
+  TORCH_CHECK_VALUE(!bias || bias->numel() == outputs, "linear: ", outputs, " outputs need as many biases");
+  const int64_t width = is_gated(activation) ? outputs / 2 : outputs;
+  at::Tensor y = at::empty({x.size(0), width}, x.options().dtype(dtype));
+  if (!x.size(0)) return y;
+  const at::Tensor rows = x.stride(1) == 1 ? x : x.contiguous();
+  const at::Tensor biases = bias ? bias->contiguous() : at::Tensor();
+  const float* bias_ = bias ? biases.const_data_ptr<float>() : nullptr;
+  with_dtype(dtype, [&](auto type) {
+    auto* to = y.mutable_data_ptr<decltype(type)>();
+    with_activation(activation, [&](auto chosen) {
+      amx_activated_product<decltype(chosen)::value>(rows, weight, bias_, outputs, to);
+    });
+  });
+  return y;
+}
+
 namespace {
 
-TORCH_LIBRARY_IMPL(ostinato, CPU, m) { m.impl("linear", linear); }
+at::Tensor activated_linear_op(const at::Tensor& x, const at::Tensor& weight, Optional bias, int64_t outputs,
+                               std::string_view activation, at::ScalarType dtype) {
+  return activated_linear(x, weight, bias, outputs, activation_named(activation), dtype);
+}
+
+TORCH_LIBRARY_IMPL(ostinato, CPU, m) {
+  m.impl("linear", linear);
+  m.impl("activated_linear", activated_linear_op);
+}
 // A weight that oneDNN has reordered has a dispatch key of its own.
-TORCH_LIBRARY_IMPL(ostinato, MkldnnCPU, m) { m.impl("linear", linear); }
+TORCH_LIBRARY_IMPL(ostinato, MkldnnCPU, m) {
+  m.impl("linear", linear);
+  m.impl("activated_linear", activated_linear_op);
+}
 
 }  // namespace
 }  // namespace ostinato

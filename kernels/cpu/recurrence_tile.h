@@ -70,7 +70,7 @@ inline void write_outputs(const Recurrence& p, const Tile& tile, const Block& bl
 }
 
 // exp of a step, in units of which 2 is the base, times a rate.
-INLINE Vec decay_factor(Vec step, Vec rate) { return exp2(step * rate); }
+INLINE Vec decay_factor(Vec step, Vec rate) { return exp2_of_product(step, rate); }
 
 // D s for one element of K: `at` is its place in the block, `rate` the lanes' rates.
 template <Decay kDecay>

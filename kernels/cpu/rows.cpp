@@ -64,35 +64,28 @@ at::Tensor map_rows(const at::Tensor& x, int64_t outputs, at::ScalarType dtype, 
   return y;
 }
 
-// f(first half of the row) times the second half.
-template <typename F>
-at::Tensor gated_linear(const at::Tensor& x, at::ScalarType dtype, F f) {
-  const int64_t width = x.size(-1) / 2;
-  return map_rows(x, width, dtype, [&](int64_t, const float* row, auto* y) {
-    map_row(width, [&](int64_t i, int64_t n) { store(y + i, f(load(row + i, n)) * load(row + width + i, n), n); });
-  });
-}
-
 }  // namespace
 
-at::Tensor swiglu(const at::Tensor& x, at::ScalarType dtype) {
-  return gated_linear(x, dtype, [](Vec v) { return silu(v); });
+at::Tensor activated(const at::Tensor& x, Activation activation, at::ScalarType dtype) {
+  const int64_t width = is_gated(activation) ? x.size(-1) / 2 : x.size(-1);
+  at::Tensor result;
+  with_activation(activation, [&](auto chosen) {
+    constexpr Activation kActivation = decltype(chosen)::value;
+    result = map_rows(x, width, dtype, [&](int64_t, const float* row, auto* y) {
+      const float* gated = is_gated(kActivation) ? row + width : row;
+      map_row(width, [&](int64_t i, int64_t n) {
+        store(y + i, activate<kActivation>(load(row + i, n), load(gated + i, n)), n);
+      });
+    });
+  });
+  return result;
 }
 
 namespace {
 
-at::Tensor geglu(const at::Tensor& x, at::ScalarType dtype) {
-  return gated_linear(x, dtype, [](Vec v) { return gelu(v); });
-}
-
-at::Tensor relu_square(const at::Tensor& x, at::ScalarType dtype) {
-  const int64_t width = x.size(-1);
-  return map_rows(x, width, dtype, [&](int64_t, const float* row, auto* y) {
-    map_row(width, [&](int64_t i, int64_t n) {
-      const Vec positive = at::vec::maximum(load(row + i, n), Vec(0.f));
-      store(y + i, positive * positive, n);
-    });
-  });
+template <Activation kActivation>
+at::Tensor activation_op(const at::Tensor& x, at::ScalarType dtype) {
+  return activated(x, kActivation, dtype);
 }
 
 // y = x / sqrt(mean(x^2) + eps) * weight, with weight [D], or [G,D] where row r belongs to group r % G. The gate, a
@@ -142,9 +135,9 @@ TORCH_LIBRARY_IMPL(ostinato, CPU, m) {
   m.impl("softplus", softplus_op);
   m.impl("sqrt", sqrt_op);
   m.impl("log_sigmoid", log_sigmoid_op);
-  m.impl("swiglu", swiglu);
-  m.impl("geglu", geglu);
-  m.impl("relu_square", relu_square);
+  m.impl("swiglu", activation_op<Activation::kSwiGLU>);
+  m.impl("geglu", activation_op<Activation::kGeGLU>);
+  m.impl("relu_square", activation_op<Activation::kReluSquare>);
   m.impl("rms_norm", rms_norm);
   m.impl("layer_norm", layer_norm);
 }

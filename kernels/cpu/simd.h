@@ -195,10 +195,11 @@ INLINE Vec exp(Vec x) {
   return scale_by_power(at::vec::fmadd(p * r, r, r) + Vec(1.f), n);
 }
 
-// 2^x within 1.5 units in the last place: 2^n 2^f with |f| <= 1/2, by the polynomial with p(0) = 1 whose largest
-// relative error is least.
-INLINE Vec exp2(Vec x) {
-  const Vec n = x.round(), f = x - n;
+// 2^(a b) within 1.5 units in the last place, a b being exact: 2^n 2^f with |f| <= 1/2, by the polynomial with p(0) = 1
+// whose largest relative error is least.
+INLINE Vec exp2_of_product(Vec a, Vec b) {
+  const Vec shift(12582912.f);  // 1.5 * 2^23: a sum with it has no bits behind the point, unless its power overflows
+  const Vec n = at::vec::fmadd(a, b, shift) - shift, f = at::vec::fmsub(a, b, n);
   Vec p(1.3264735e-3f);
   for (const float c : {9.6715176e-3f, 5.5507340e-2f, 2.4022242e-1f, 6.9314700e-1f, 1.f})
     p = at::vec::fmadd(p, f, Vec(c));

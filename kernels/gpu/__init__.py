@@ -22,6 +22,7 @@ from ostinato.kernels.gpu import (
 
 OPERATORS: dict[str, Callable[..., Any]] = {  # launchers, each with the arguments of its operator
     **{function: pointwise.pointwise(function) for function in pointwise.FUNCTIONS},
+    "activated_linear": matmul.activated_linear,
     "causal_conv": conv.causal_conv,
     "diagonal": diagonal.diagonal,
     "experts": experts.experts,

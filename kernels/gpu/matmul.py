@@ -11,9 +11,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from ostinato.kernels.gpu import pointwise
 from ostinato.kernels.gpu.compile import CompileCase
 from ostinato.kernels.gpu.launch import Launch
 from ostinato.kernels.gpu.mode import batch_invariant
+from ostinato.kernels.linear import Activation
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -64,6 +66,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
     for term in (bias, residual):
         y = y if term is None else y.add_(term)
     return y
+
+
+def activated_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, activation: Activation, dtype: torch.dtype
+) -> Tensor:
+    """`ostinato::activated_linear`: see `ostinato.kernels.linear`. Two kernels."""
+    return pointwise.ACTIVATIONS[activation](linear(x, weight, bias, None, outputs), dtype)
 
 
 def fixed_tile_linear(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:

@@ -88,6 +88,9 @@ def geglu(x: Tensor, dtype: torch.dtype) -> Tensor:
     return _gated(x, dtype, gelu=True)
 
 
+ACTIVATIONS = {"swiglu": swiglu, "geglu": geglu, "relu_square": relu_square}
+
+
 def _gated(x: Tensor, dtype: torch.dtype, *, gelu: bool) -> Tensor:
     x, width = x.contiguous(), x.shape[-1] // 2
     y = torch.empty((*x.shape[:-1], width), dtype=dtype, device=x.device)

@@ -4,14 +4,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import psutil
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ostinato.kernels import dispatch
-from ostinato.kernels.linear import Linear, amx_tiles, linear_ref
+from ostinato.kernels.linear import Activation, Linear, amx_tiles, linear_ref
 from tests.kernels.random_batches import relative_error, same_bits, spaced, thread_counts
 
 pytestmark = pytest.mark.usefixtures("poisoned_outputs")
@@ -39,6 +41,7 @@ TOLERANCE = {
 }
 SIZES = [(44, 157), (7, 3), (1, 1), (31, 33), (100, 1), (256, 1024), (768, 3072), (5120, 192), (1024, 4100)]
 Packing = tuple[str, torch.dtype]
+ACTIVATIONS = get_args(Activation)
 
 
 def name_of(packing: Packing) -> str:
@@ -176,8 +179,46 @@ def test_amx_tiles_hold_pairs_of_inputs_side_by_side() -> None:
     assert tiles.float().sum() == weight.float().sum()
 
 
+def activated(activation: str, product: Tensor) -> Tensor:
+    if activation == "relu_square":
+        return product.relu().square()
+    gate, up = product.chunk(2, dim=-1)
+    return up * (F.silu(gate) if activation == "swiglu" else F.gelu(gate, approximate="tanh"))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("rows", [1, 5, 33])
+@pytest.mark.parametrize(("into", "out"), [(44, 158), (7, 4), (31, 64), (256, 1024), (5120, 192)])
+def test_activated_product_equals_double(
+    packing: Packing, into: int, out: int, rows: int, activation: Activation
+) -> None:
+    weight, bias, x = random_rows(out, into, 2).to(packing[1]), random_rows(1, out, 3)[0], random_rows(rows, into)
+    product = x.to(packing[1]).double() @ weight.double().T
+    for given, expected in ((None, product), (bias, product + bias.double())):
+        found = Linear(weight, given).activated(x, activation, torch.float32)
+        assert found.dtype == torch.float32
+        most = max(2 * TOLERANCE[packing], 4e-3 * (packing[1] == torch.bfloat16))
+        assert relative_error(found, activated(activation, expected)) <= most
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("into", "out"), [(44, 158), (256, 1024), (1024, 4160)])
+def test_activated_product_has_the_bits_of_a_product_and_an_activation(
+    exact: torch.dtype, into: int, out: int, dtype: torch.dtype, activation: Activation
+) -> None:
+    linear, x = random_linear(into, out, exact, bias=True), random_rows(300, into)
+    expected = getattr(torch.ops.ostinato, activation)(linear(x), dtype)
+    for _ in thread_counts(1, 2):
+        for count in (1, 2, 17, 32, 33, 300):
+            found = linear.activated(x[300 - count :], activation, dtype)
+            assert same_bits(found, expected[300 - count :]), count
+
+
 def test_no_rows_give_no_rows(packing: Packing) -> None:
-    assert Linear(torch.ones(3, 4, dtype=packing[1]))(torch.empty(0, 4)).shape == (0, 3)
+    linear = Linear(torch.ones(64, 4, dtype=packing[1]))
+    assert linear(torch.empty(0, 4)).shape == (0, 64)
+    assert linear.activated(torch.empty(0, 4), "swiglu", torch.bfloat16).shape == (0, 32)
 
 
 def test_operands_that_do_not_fit_are_refused(packing: Packing) -> None:
@@ -187,6 +228,10 @@ def test_operands_that_do_not_fit_are_refused(packing: Packing) -> None:
         linear(torch.ones(2, 5))
     with pytest.raises(ValueError, match="x must be"):
         linear(torch.ones(4))
+    with pytest.raises(ValueError, match="for 4 inputs does not fit"):
+        linear.activated(torch.ones(2, 5), "relu_square", torch.float32)
+    with pytest.raises(ValueError, match="cannot be 3 outputs"):
+        linear.activated(x, "geglu", torch.float32)
     for residual in (torch.ones(2, 4), torch.ones(1, 3), torch.ones(3)):
         with pytest.raises(ValueError, match="the residual must be"):
             linear(x, residual)
