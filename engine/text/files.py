@@ -30,12 +30,17 @@ def load_tokenizer_json(path: Path, config: TokenizerConfig) -> HfTokenizer:
 
 
 def _try(tokenizer: HfTokenizer, path: Path) -> None:
-    """Some of what is wrong shows only with a text, such as a template with a token that it does not define."""
+    """Some of what is wrong shows only with a text: a template with a token that it does not define, or with an id that
+    no token has.
+    """
     try:
-        tokenizer.encode("a")
+        ids = tokenizer.encode("a")
     except RequestError as error:
         if isinstance(error.__cause__, PanicError):
             raise TokenizerError(f"{path}: {error.__cause__}") from error
+        return
+    if unknown := [token_id for token_id in ids if token_id >= tokenizer.vocab_size]:
+        raise TokenizerError(f"{path}: it adds ids to texts that are not in its vocabulary: {unknown}")
 
 
 def convert_vocabulary(folder: Path, vocabulary: Path, config: TokenizerConfig) -> HfTokenizer:

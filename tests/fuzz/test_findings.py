@@ -251,13 +251,21 @@ def test_a_tokenizer_over_which_its_package_panics(tmp_path: Path) -> None:
         find_tokenizer(tmp_path)
 
 
-def test_a_tokenizer_whose_template_names_a_token_that_it_does_not_define(tmp_path: Path) -> None:
-    """The package reads it, and panics with the first text."""
+@pytest.mark.parametrize(
+    ("defined", "message"),
+    [
+        ({}, "the tokenizers package fails"),
+        ({"<s>": {"id": "<s>", "ids": [10**9], "tokens": ["<s>"]}}, r"not in its vocabulary: \[1000000000\]"),
+    ],
+    ids=["nothing", "another"],
+)
+def test_a_template_with_a_token_that_there_is_not(defined: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """The package reads it, and panics with the first text or gives an id that the model does not have."""
     tokenizer = json.loads((GOLDENS / "gla" / "tokenizer.json").read_text())
-    single = [{"SpecialToken": {"id": "nothing", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-    tokenizer["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(TokenizerError, match="the tokenizers package fails"):
+    single = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    template = {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": defined}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": template}))
+    with pytest.raises(TokenizerError, match=message):
         find_tokenizer(tmp_path)
 
 
