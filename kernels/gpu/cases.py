@@ -10,7 +10,7 @@ from ostinato.kernels.attention import window_attention_ref
 from ostinato.kernels.conv import causal_conv_ref
 from ostinato.kernels.diagonal import diagonal_ref
 from ostinato.kernels.experts import experts_ref, route_ref
-from ostinato.kernels.gpu import expert_forms, forms
+from ostinato.kernels.gpu import forms, projection_forms
 from ostinato.kernels.gpu.calls import Call, Draw, Function, Parts
 from ostinato.kernels.linear import activated_linear_ref, linear_ref
 from ostinato.kernels.packed import Packed
@@ -124,19 +124,6 @@ def _layer_norm(draw: Draw, tokens: int, slots: int, *, width: int) -> Parts:
     return {"x": draw.parameter(tokens, width)}, {}, parameters
 
 
-def _linear(draw: Draw, tokens: int, slots: int, *, outputs: int, inputs: int) -> Parts:
-    del slots
-    per_token = {"x": draw.operand(tokens, inputs), "residual": draw.parameter(tokens, outputs)}
-    weight = (draw.parameter(outputs, inputs) * inputs**-0.5).to(draw.dtype)
-    return per_token, {}, {"weight": weight, "bias": None, "outputs": outputs}
-
-
-def _activated_linear(draw: Draw, tokens: int, slots: int, *, outputs: int, inputs: int) -> Parts:
-    per_token, _, parameters = _linear(draw, tokens, slots, outputs=outputs, inputs=inputs)
-    del per_token["residual"]
-    return per_token, {}, {**parameters, "activation": "swiglu", "dtype": draw.dtype}
-
-
 def _pointwise(draw: Draw, tokens: int, slots: int, *, width: int) -> Parts:
     del slots
     return {"x": draw.parameter(tokens, width, low=-9.0, high=9.0)}, {}, {"scale": 0.0625, "dtype": draw.dtype}
@@ -238,16 +225,22 @@ CASES = (
     ),
     Case("rms_norm", "gla-340m", _rms_norm, {"groups": 4, "width": 256}, {"groups": 2, "width": 20}),
     Case("layer_norm", "rwkv7-0.4b", _layer_norm, {"width": 1024}, {"width": 37}),
-    Case("linear", "mamba2-370m", _linear, {"outputs": 4384, "inputs": 1024}, {"outputs": 37, "inputs": 50}),
+    Case(
+        "linear",
+        "mamba2-370m",
+        projection_forms.linear,
+        {"outputs": 4384, "inputs": 1024},
+        {"outputs": 37, "inputs": 50},
+    ),
     Case(
         "activated_linear",
         "gla-340m",
-        _activated_linear,
+        projection_forms.activated_linear,
         {"outputs": 5632, "inputs": 1024},
         {"outputs": 74, "inputs": 50},
     ),
-    Case("route", "qwen3-next-80b", expert_forms.route, {"count": 512, "chosen": 10}, {"count": 7, "chosen": 3}),
-    Case("experts", "qwen3-next-80b", expert_forms.experts, expert_forms.QWEN3_NEXT, expert_forms.SMALL),
+    Case("route", "qwen3-next-80b", projection_forms.route, {"count": 512, "chosen": 10}, {"count": 7, "chosen": 3}),
+    Case("experts", "qwen3-next-80b", projection_forms.experts, projection_forms.QWEN3_NEXT, projection_forms.SMALL),
     Case("rwkv7_inputs", "rwkv7-0.4b", _rwkv7_inputs, {"heads": 16, "width": 64}, {"heads": 2, "width": 12}),
     Case("rwkv7_output", "rwkv7-0.4b", _rwkv7_output, {"heads": 16, "width": 64}, {"heads": 2, "width": 12}),
     *(
