@@ -187,8 +187,8 @@ def activated(activation: str, product: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("rows", [1, 5, 33])
-@pytest.mark.parametrize(("into", "out"), [(44, 158), (7, 4), (31, 64), (256, 1024), (5120, 192)])
+@pytest.mark.parametrize("rows", [1, 33])
+@pytest.mark.parametrize(("into", "out"), [(44, 158), (7, 4), (256, 1024)])
 def test_activated_product_equals_double(
     packing: Packing, into: int, out: int, rows: int, activation: Activation
 ) -> None:
@@ -203,7 +203,7 @@ def test_activated_product_equals_double(
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("into", "out"), [(44, 158), (256, 1024), (1024, 4160)])
+@pytest.mark.parametrize(("into", "out"), [(44, 158), (256, 4160)])
 def test_activated_product_has_the_bits_of_a_product_and_an_activation(
     exact: torch.dtype, into: int, out: int, dtype: torch.dtype, activation: Activation
 ) -> None:
