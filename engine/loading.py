@@ -77,7 +77,8 @@ def load_engine(config: EngineConfig, progress: Progress | None = None) -> Loade
         checkpoint.release()
         raise
     model = load_model(checkpoint, config.device, dtype)
-    keep_freed_memory()
+    if device.type == "cpu":
+        keep_freed_memory()
     if config.attention_window is not None and checkpoint.held_window is None:
         raise RequestError(f"{model.family} has no layers of full attention, so no window to set", "attention_window")
     window = _window(config, model)

@@ -65,10 +65,29 @@ class SamplingParams:
     def _check_types(self) -> None:
         for name in ("top_k", "max_tokens", "min_tokens", "seed", "logprobs", "prompt_logprobs"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            if value is not None and not _is_integer(value):
                 raise RequestError(f"{name} must be an integer, got {value!r}", name)
-        if isinstance(self.stop, str):
-            raise RequestError(f"stop must be a tuple of strings, got the string {self.stop!r}", "stop")
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+            _check_number(name, getattr(self, name))
+        for name in ("include_stop", "ignore_eos"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise RequestError(f"{name} must be true or false, got {value!r}", name)
+        if isinstance(self.stop, str) or not all(isinstance(text, str) for text in self.stop):
+            raise RequestError(f"stop must be a tuple of strings, got {self.stop!r}", "stop")
+        for name in ("stop_token_ids", "logit_bias"):
+            if not all(map(_is_integer, getattr(self, name))):
+                raise RequestError(f"{name}: token ids must be integers", name)
+        for bias in self.logit_bias.values():
+            _check_number("logit_bias", bias)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_number(name: str, value: object) -> None:
+    if not (_is_integer(value) or isinstance(value, float)):
+        raise RequestError(f"{name} must be a number, got {value!r}", name)
 
 
 def _check_range(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:

@@ -23,6 +23,7 @@ from ostinato.kernels.rows import geglu_ref, relu_square_ref, swiglu_ref
 Activation = Literal["swiglu", "geglu", "relu_square"]
 """What stands between the two projections of an MLP: functions of `ostinato.kernels.rows`."""
 
+_GATED = ("swiglu", "geglu")  # by the first half of the outputs
 _ACTIVATIONS = {"swiglu": swiglu_ref, "geglu": geglu_ref, "relu_square": relu_square_ref}
 
 
@@ -49,7 +50,7 @@ def activated_linear_ref(
 def _activated_meta(
     x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, activation: Activation, dtype: torch.dtype
 ) -> Tensor:
-    width = outputs if activation == "relu_square" else outputs // 2
+    width = outputs // 2 if activation in _GATED else outputs
     return x.new_empty((x.shape[0], width), dtype=dtype)
 
 
@@ -123,7 +124,7 @@ class Linear:
         of the outputs is a gate for the second. Raises TypeError, ValueError: operands that do not fit.
         """
         self._check(x)
-        if activation != "relu_square" and self.outputs % 2:
+        if activation in _GATED and self.outputs % 2:
             raise ValueError(f"{activation}: a gate and what it multiplies cannot be {self.outputs} outputs")
         y: Tensor = self._activated(x, self._weight, self._bias, self.outputs, activation, dtype)
         return y

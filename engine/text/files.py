@@ -25,13 +25,13 @@ def load_tokenizer_json(path: Path, config: TokenizerConfig) -> HfTokenizer:
     except Exception as error:
         raise TokenizerError(f"{path}: not a tokenizer of the tokenizers package: {error}") from error
     tokenizer = HfTokenizer(backend, config, path)
-    _try(tokenizer, path)
+    _check_by_encoding(tokenizer, path)
     return tokenizer
 
 
-def _try(tokenizer: HfTokenizer, path: Path) -> None:
+def _check_by_encoding(tokenizer: HfTokenizer, path: Path) -> None:
     """Some of what is wrong shows only with a text: a template with a token that it does not define, or with an id that
-    no token has.
+    no token has. That this text has no tokens is no fault. Raises TokenizerError.
     """
     try:
         ids = tokenizer.encode("a")
@@ -62,4 +62,6 @@ def convert_vocabulary(folder: Path, vocabulary: Path, config: TokenizerConfig) 
     backend = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(backend, Backend):
         raise TokenizerError(f"{vocabulary}: {type(loaded).__name__} has no tokenizer.json form; {REMEDY}")
-    return HfTokenizer(backend, config, vocabulary)
+    tokenizer = HfTokenizer(backend, config, vocabulary)
+    _check_by_encoding(tokenizer, vocabulary)
+    return tokenizer

@@ -69,6 +69,23 @@ def header_with(change: Callable[[dict[str, Any]], object], *, private: bool = F
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
+SPOILT_PARAMS: list[tuple[str, Any]] = [
+    ("include_stop", float("nan")),
+    ("ignore_eos", 1),
+    ("temperature", True),
+    ("top_p", "1"),
+    ("stop", [7]),
+    ("stop_token_ids", [1.5]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), SPOILT_PARAMS, ids=[name for name, _ in SPOILT_PARAMS])
+def test_a_snapshot_with_parameters_of_other_types(name: str, value: Any) -> None:
+    data = header_with(lambda inner: inner["params"].update({name: value}))
+    with pytest.raises(SnapshotFormatError, match=f"sampling parameters cannot be read.*{name}"):
+        state_files.state_format().decode(data)
+
+
 def test_a_snapshot_with_a_bias_that_is_no_float() -> None:
     data = header_with(lambda inner: inner["params"].update(logit_bias={"1": 10**400}))
     with pytest.raises(SnapshotFormatError, match="sampling parameters"):
