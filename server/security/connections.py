@@ -19,6 +19,8 @@ from ostinato.server.errors import BY_STATUS, INVALID, SERVER, Answer, error_bod
 REFUSED_POLITELY = 100  # connections beyond the bound that still get an answer; those beyond are closed at once
 TOO_MANY = error_body("The server has as many connections as it takes.", Answer(503, SERVER, "too_many_connections"))
 NOT_HTTP = Answer(400, INVALID, "invalid_http")
+LINGER_SECONDS = 2.0  # for one that sends on after the answer that ends its connection
+LINGER = object()
 
 
 class GuardedProtocol(H11Protocol):
@@ -29,7 +31,7 @@ class GuardedProtocol(H11Protocol):
     body_seconds: float
 
     _deadline: asyncio.TimerHandle | None = None
-    _waits_for: object = None  # the deadline is for this part of a request
+    _waits_for: object = None  # the deadline is for this part of a request, or LINGER
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -46,6 +48,8 @@ class GuardedProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._waits_for is LINGER:
+            return
         super().data_received(data)
         self._watch()
 
@@ -69,10 +73,23 @@ class GuardedProtocol(H11Protocol):
             h11.EndOfMessage(),
         ):
             self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        self._close_for_one_who_sends_on()
+
+    def _close_for_one_who_sends_on(self) -> None:
+        """Our half first: a socket that is closed with bytes unread is reset, and the answer may never be seen.
+
+        As RFC 9112, section 9.6 has it: read until the other side closes too, but not for ever.
+        """
+        if not self.transport.can_write_eof():  # TLS ends both halves at once
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self._set_deadline(LINGER, LINGER_SECONDS)
 
     def _watch(self) -> None:
         """Headers have one deadline for all of them; a body a new one with each piece."""
+        if self._waits_for is LINGER:
+            return
         state = self.conn.their_state
         if state is h11.IDLE and self._waits_for is not h11.IDLE:
             self._set_deadline(state, self.header_seconds)

@@ -14,6 +14,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from ostinato.server.security import connections
 from ostinato.server.security.connections import REFUSED_POLITELY
 from ostinato.server.security.http_headers import MAX_HEADER_BYTES
 from ostinato.server.security.layers import ORIGIN, warn_if_open
@@ -118,6 +119,14 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
     return int(head.split()[1]), json.loads(body)["error"]
 
 
+async def write_for_ever(writer: asyncio.StreamWriter) -> None:
+    """Until the socket breaks, or some ten seconds have gone."""
+    for _ in range(1000):
+        writer.write(b"x")
+        await writer.drain()
+        await asyncio.sleep(0.01)
+
+
 @pytest.mark.asyncio
 @pytest.mark.parametrize("where", ["line", "header", "headers"])
 async def test_endless_headers_are_ended(where: str) -> None:
@@ -138,6 +147,19 @@ async def test_endless_headers_are_ended(where: str) -> None:
         writer.close()
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"{url}/health")).status_code == 200
+
+
+@pytest.mark.asyncio
+async def test_one_who_sends_on_sees_the_answer_and_is_not_read_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of this lies unread when the server answers: closed at once, the connection would be reset."""
+    monkeypatch.setattr(connections, "LINGER_SECONDS", 0.2)
+    with live_server(text_service()) as url:
+        reader, writer = await connect(url)
+        writer.write(b"GET /" + b"x" * 100 * MAX_HEADER_BYTES)
+        status, error = await answer(reader)
+        assert (status, error["code"]) == (431, "headers_too_large")
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            await write_for_ever(writer)
 
 
 @pytest.mark.asyncio
