@@ -9,19 +9,23 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: serve test test-long lint format clean
+.PHONY: serve test test-long coverage lint format clean
 
 ## serve MODEL (the embedded demo model) on PORT, and print a curl command to try it with
 serve: $(VENV)/.serve
 	$(BIN)/ostinato serve $(MODEL) --host $(HOST) --port $(PORT)
 
-## run the tests in WORKERS processes, each with a thread and about 4 GB of memory, and report coverage
+## run the tests in WORKERS processes, each with a thread and about 4 GB of memory
 test: $(VENV)/.test
-	$(PYTEST) -m "not long" --cov --cov-report=term:skip-covered
+	$(PYTEST) -m "not long"
 
 ## run the tests that take long: every model in Triton's interpreter, kernels compiled for GPUs, faults under load
 test-long: $(VENV)/.test
 	$(PYTEST) -m long
+
+## run the tests and report which lines and branches they reach, which takes a third longer
+coverage: $(VENV)/.test
+	$(PYTEST) -m "not long" --cov --cov-report=term:skip-covered
 
 ## check format, style, import direction and types
 lint: $(VENV)/.dev build/types/ostinato

@@ -59,7 +59,8 @@ def _download_original(repository: str, folder: Path) -> Path:
 
 def _original_files(repository: str, folder: Path) -> list[str]:
     try:
-        names = HfApi().list_repo_files(repository)
+        # Asked once: list_repo_files would try for half a minute, though the cache may have the file.
+        names = [file.rfilename for file in HfApi().model_info(repository).siblings or ()]
     except Exception:  # without a connection the hub's cache answers, as it does for the files themselves
         names = [path.name for path in folder.glob("*.pth")]
     return sorted(name for name in names if name.endswith(".pth"))

@@ -65,12 +65,13 @@ class _Handler(BaseHTTPRequestHandler):
         folder = self.server.repositories.get(repository)
         if folder is None:
             self._refuse(404, "RepoNotFound")
-        elif parts[2] == "resolve":
+        elif parts[2:3] == ["resolve"]:
             self._send_file(repository, folder / "/".join(parts[4:]), with_body)
-        elif parts[2] == "tree":
+        elif parts[2:3] == ["tree"]:
             self._send(json.dumps([_entry(file) for file in sorted(folder.iterdir())]).encode(), with_body)
         else:
-            self._send(json.dumps({"id": repository, "sha": COMMIT, "siblings": []}).encode(), with_body)
+            siblings = [{"rfilename": file.name} for file in sorted(folder.iterdir())]
+            self._send(json.dumps({"id": repository, "sha": COMMIT, "siblings": siblings}).encode(), with_body)
 
     def _send_file(self, repository: str, file: Path, with_body: bool) -> None:
         if repository in self.server.gated:
