@@ -1,6 +1,8 @@
 """What holds for all tests: how workers share the machine, and the table of measured errors at the end."""
 
 import os
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,15 @@ FIGURES = ("relative_error", "max_difference")
 # of threads set their number. It is read when PyTorch is imported, which is later.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of many minutes come first: begun last, they would keep one worker busy while the others have nothing."""
+    minutes: dict[Path, float] = defaultdict(float)
+    for item in items:
+        for mark in item.iter_markers("long"):
+            minutes[item.path] = max(minutes[item.path], mark.kwargs.get("minutes", 0))
+    items.sort(key=lambda item: -minutes[item.path])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -44,7 +44,7 @@ def test_only_what_belongs_into_it_is_in_it(wheel: Path) -> None:
     assert sources <= {Path(name).name for name in names if name.startswith("ostinato/kernels/cpu/")}
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=1)
 def test_it_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     script = GENERATE.format(folder=str(tmp_path))

@@ -19,7 +19,7 @@ from tests.deploy.files import require
 from tests.deploy.ray_cluster import Cluster, ray_cluster
 from tests.server.harness import real_service, serving
 
-pytestmark = [pytest.mark.long, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long(minutes=1), pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
 
 DEMO = Path(__file__).parents[2] / "models" / "demo" / "rwkv7"
 CONVERSATIONS, TURNS, KILLED_IN = 20, 4, 2

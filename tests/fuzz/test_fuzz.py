@@ -32,7 +32,7 @@ def test_spoilt_bytes_are_taken_or_refused(target: Target, tmp_path: Path) -> No
     trial.go(SEED, examples=12)
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=5)
 @pytest.mark.timeout(SECONDS + 2 * START)
 @pytest.mark.parametrize("group", GROUPS)
 def test_spoilt_bytes_for_a_time(group: str, tmp_path: Path) -> None:

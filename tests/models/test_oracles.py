@@ -123,7 +123,7 @@ def test_rare_configuration(
     agrees_with_oracles(made, 12, MAX_RELATIVE_ERROR["tiny"], oracle, record_property)
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=1)
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_size(name: str, oracle: Oracles, record_property: Record) -> None:
     with tempfile.TemporaryDirectory() as folder:  # not tmp_path, which outlives the run: these are large

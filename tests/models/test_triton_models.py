@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 BOUND = 1e-4
 
 pytestmark = [
-    pytest.mark.long,
+    pytest.mark.long(minutes=3),
     pytest.mark.timeout(600),
     pytest.mark.skipif(
         importlib.util.find_spec("triton") is None and "CI" not in os.environ,
@@ -134,7 +134,8 @@ def test_batch_invariant_bits(found: Found, architecture: str) -> None:
     assert whole.keys() == split.keys() > {"logits"}
     for name, tensor in whole.items():
         assert torch.equal(split[name], tensor), name
-    assert relative_error(whole["logits"], golden_prompt(architecture)[1]) <= BOUND
+    golden = golden_prompt(architecture)[1]
+    assert relative_error(whole["logits"], golden[: len(whole["logits"])]) <= BOUND
 
 
 @each_architecture

@@ -19,6 +19,7 @@ from ostinato.kernels.treatment import Treatment
 from ostinato.models.mitigations import remedies
 from ostinato.models.recurrent_memory import window_spec
 from ostinato.models.registry import load_model
+from tests.interpreter import look_once
 from tests.models.test_contract import open_small, random_tokens
 
 SLOT = 1
@@ -42,5 +43,6 @@ def treated_states(architecture: str) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
+    look_once()
     states = {name: treated_states(name) for name in sys.argv[2:]}
     save_file({f"{name}/{key}": tensor for name, found in states.items() for key, tensor in found.items()}, sys.argv[1])

@@ -24,11 +24,13 @@ from ostinato.kernels import dispatch
 from ostinato.kernels.packed import Packed
 from ostinato.models.base import Model
 from ostinato.models.registry import load_model
+from tests.interpreter import look_once
 from tests.models.goldens import golden_values
 from tests.models.test_contract import CHECKPOINTS, GOLDENS, Reader, begin_with, open_small
 
 CPU = torch.device("cpu")
 TOKENS = 18  # more than are read token by token: the chunked kernels run too
+FEW_TOKENS = 10  # where batch-invariance is asked for, any number is read token by token; more than windows have
 OWN = 3  # the slot that is looked at
 MATES = (1, -1)  # another slot, and padding
 
@@ -36,13 +38,15 @@ MATES = (1, -1)  # another slot, and padding
 def main(path: str, architectures: list[str]) -> None:
     found: dict[str, Tensor] = {}
     traffic: dict[str, str] = {}
+    look_once()
     with torch.inference_mode():
         for architecture in architectures:
             model = load_model(open_small(architecture), dtype=torch.float32)
             prompt = golden_prompt(architecture)[0]
             for run, (mode, rounds) in RUNS.items():
+                length = begin_with(model, 0) + FEW_TOKENS if mode else TOKENS
                 with dispatch.running(CPU, batch_invariant=mode):
-                    results = read(model, prompt, rounds)
+                    results = read(model, prompt[:length], rounds)
                 found |= {f"{architecture}/{run}/{what}": tensor for what, tensor in results.items()}
             traffic[architecture] = json.dumps(decode_traffic(model))
     save_file(found, path, metadata=traffic)
@@ -56,10 +60,10 @@ def golden_prompt(architecture: str) -> tuple[list[int], Tensor]:
 
 
 Rounds = tuple[tuple[int, bool], ...]
-RUNS: dict[str, tuple[bool, Rounds]] = {  # batch-invariant mode; tokens of each round, and whether there are others
+RUNS: dict[str, tuple[bool, Rounds]] = {  # batch-invariant mode; at most so many tokens in each round; with others?
     "normal": (False, ((17, True), (1, False))),
     "whole": (True, ((TOKENS, False),)),
-    "split": (True, ((1, False), (1, True), (TOKENS - 2, True))),
+    "split": (True, ((1, False), (1, True), (TOKENS, True))),
 }
 
 

@@ -32,6 +32,7 @@ import fla.layers.attn  # noqa: E402  (after the two switches)
 import fla.models  # noqa: E402
 from fla.models.utils import Cache  # noqa: E402
 
+from tests.interpreter import look_once  # noqa: E402
 from tests.oracles.flash_attention import flash_attn_func  # noqa: E402
 from tests.oracles.worker import Forward, serve  # noqa: E402
 
@@ -71,4 +72,5 @@ def load(folder: Path) -> Forward:
 
 
 if __name__ == "__main__":
+    look_once()
     serve(load)

@@ -27,7 +27,7 @@ from tests.soak.soak import LOAD, Verdict, soak
 from tests.soak.watch import Watch
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=4)
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [7])
 def test_three_minutes(seed: int, tmp_path: Path) -> None:

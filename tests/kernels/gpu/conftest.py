@@ -55,6 +55,9 @@ def _bfloat16_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
+    from tests.interpreter import look_once
+
+    look_once()
     cast, product = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
 
     def rounded_cast(builder: InterpreterBuilder, x: TensorHandle, to: tl.dtype) -> TensorHandle:

@@ -27,6 +27,7 @@ def resources(*arguments: str) -> Any:
     return json.loads(answer.stdout)
 
 
+@pytest.mark.long(minutes=3)
 @pytest.mark.timeout(600)
 def test_no_kernel_needs_more_than_the_table_says() -> None:
     assert not list(exceeded(resources(), json.loads(TABLE.read_text()))), ADVICE
