@@ -17,7 +17,8 @@ namespace ostinato {
 
 #if OSTINATO_AMX
 
-constexpr int64_t kFetchedBytes = 8192;      // of weights, ahead of their use
+// Elements of weights between their use and those that are fetched: far from memory, near from the second-level cache.
+constexpr int64_t kFromMemory = 4096, kFromCache = 1024;
 constexpr int64_t kFirstLevelBytes = 32768;  // of x, besides weights
 constexpr int64_t kBlockBytes = 1 << 20;     // of x that meets every panel before the next rows do
 constexpr int64_t kFewPanels = 8;
@@ -31,9 +32,9 @@ struct Rows {
 
 using Sums = float[2 * kTileRows * kPanel];
 
-template <Fetch kFetch>
+template <bool kPacked>
 void multiply_rows(const TilesOfX& tiles, bool two, const c10::BFloat16* w, int64_t depth, float* sums, int64_t ahead) {
-  (two ? multiply_two<kFetch> : multiply_one<kFetch>)(tiles, w, depth, sums, ahead);
+  (two ? multiply_two<kPacked> : multiply_one<kPacked>)(tiles, w, depth, sums, ahead);
 }
 
 struct Product {
@@ -47,12 +48,13 @@ struct Product {
     TilesOfX tiles = x;
     tiles.data += at.now / kTileRows * x.next_rows;
     const bool two = at.last - at.now > kTileRows;
-    if (at.now == at.first)
-      multiply_rows<Fetch::kSoon>(tiles, two, w, depth, sums, kFetchedBytes);
-    else if (at.now == at.first + 2 * kTileRows)
-      multiply_rows<Fetch::kNextPanel>(tiles, two, w, depth, sums, depth * 4 * kTileElements);
-    else
-      multiply_rows<Fetch::kNothing>(tiles, two, w, depth, sums, 0);
+    (x.packed() ? multiply_rows<true> : multiply_rows<false>)(tiles, two, w, depth, sums, ahead(at));
+  }
+
+  // The first rows of a panel wait for its weights; the second ones fetch those of the next panel.
+  int64_t ahead(const Rows& at) const {
+    if (at.now == at.first) return kFromMemory;
+    return at.now == at.first + 2 * kTileRows ? depth * 2 * kTileElements : kFromCache;
   }
 
   // task(panel, rows) for all rows and the first of the panels, in parallel.
