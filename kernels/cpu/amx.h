@@ -17,8 +17,7 @@ namespace ostinato {
 
 #if OSTINATO_AMX
 
-// Elements of weights between their use and those that are fetched: far from memory, near from the second-level cache.
-constexpr int64_t kFromMemory = 4096, kFromCache = 1024;
+constexpr int64_t kFarElements = 16384;      // of weights, between their use and what is fetched from memory
 constexpr int64_t kFirstLevelBytes = 32768;  // of x, besides weights
 constexpr int64_t kBlockBytes = 1 << 20;     // of x that meets every panel before the next rows do
 constexpr int64_t kFewPanels = 8;
@@ -32,9 +31,9 @@ struct Rows {
 
 using Sums = float[2 * kTileRows * kPanel];
 
-template <bool kPacked>
-void multiply_rows(const TilesOfX& tiles, bool two, const c10::BFloat16* w, int64_t depth, float* sums, int64_t ahead) {
-  (two ? multiply_two<kPacked> : multiply_one<kPacked>)(tiles, w, depth, sums, ahead);
+template <bool kPacked, bool kFar>
+void multiply_rows(const TilesOfX& tiles, bool two, const c10::BFloat16* w, int64_t depth, float* sums, int64_t far) {
+  (two ? multiply_two<kPacked, kFar> : multiply_one<kPacked, kFar>)(tiles, w, depth, sums, far);
 }
 
 struct Product {
@@ -48,13 +47,18 @@ struct Product {
     TilesOfX tiles = x;
     tiles.data += at.now / kTileRows * x.next_rows;
     const bool two = at.last - at.now > kTileRows;
-    (x.packed() ? multiply_rows<true> : multiply_rows<false>)(tiles, two, w, depth, sums, ahead(at));
+    const int64_t far = fetched(at);
+    if (x.packed())
+      (far ? multiply_rows<true, true> : multiply_rows<true, false>)(tiles, two, w, depth, sums, far);
+    else
+      (far ? multiply_rows<false, true> : multiply_rows<false, false>)(tiles, two, w, depth, sums, far);
   }
 
-  // The first rows of a panel wait for its weights; the second ones fetch those of the next panel.
-  int64_t ahead(const Rows& at) const {
-    if (at.now == at.first) return kFromMemory;
-    return at.now == at.first + 2 * kTileRows ? depth * 2 * kTileElements : kFromCache;
+  // How far on weights are fetched from memory: the first rows of a panel wait for its own, the second ones fetch those
+  // of the next panel, and the others nothing.
+  int64_t fetched(const Rows& at) const {
+    if (at.now == at.first) return kFarElements;
+    return at.now == at.first + 2 * kTileRows ? depth * 2 * kTileElements : 0;
   }
 
   // task(panel, rows) for all rows and the first of the panels, in parallel.

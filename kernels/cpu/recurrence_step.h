@@ -5,6 +5,13 @@
 
 namespace ostinato {
 
+// What the next task will need comes into the first-level cache, to be written too; what a later one will, into the
+// second: the first has too few buffers to wait for memory.
+INLINE void fetch(const Tile& tile, int64_t at) {
+  __builtin_prefetch(tile.ahead + at, 1);
+  __builtin_prefetch(tile.far + at, 0, 2);
+}
+
 // count rows of the pool, of `columns` elements each and `width` apart -> [columns, kLanes]; row_major: as many floats.
 template <typename State>
 void load_rows(const State* from, int64_t width, int64_t count, int64_t columns, float* s, float* row_major) {
@@ -36,7 +43,7 @@ void step_plain(const Recurrence& p, const Tile& tile, const Block& block, const
     else
       std::fill_n(s, kLanes * kLanes, 0.f);
     in_chains(columns, [&](int64_t j, auto chain) __attribute__((always_inline)) {
-      __builtin_prefetch(tile.ahead + (k + j) * kLineBytes, 1);
+      fetch(tile, (k + j) * kLineBytes);
       Vec x = Vec::loadu(s + j * kLanes);
       if constexpr (kBonus) y[chain] = at::vec::fmadd(x, Vec(block.q[k + j]), y[chain]);
       x = decayed<kDecay>(x, block, 0, k + j, nullptr, Vec(0.f));
@@ -68,7 +75,7 @@ void step_matrix(const Recurrence& p, const Tile& tile, const Block& block, cons
       const Vec key = load(&block.k[k], n);
 #pragma GCC unroll 4
       for (int64_t i = 0; i < count; ++i) {
-        __builtin_prefetch(tile.ahead + (i * p.width + k) * sizeof(State), 1);
+        fetch(tile, (i * p.width + k) * sizeof(State));
         const Vec before = load(source + i * from_width, n);
         Vec x = before * decay_factor(Vec(step[i]), load(rate + i * p.width + k, n));
         x = rounded<State>(at::vec::fmadd(Vec(v[i]), key, x));
@@ -97,7 +104,7 @@ void step_delta(const Recurrence& p, const Tile& tile, const Block& block, const
     else
       std::fill_n(tile.s + k * kLanes, columns * kLanes, 0.f);
     in_chains(columns, [&](int64_t j, auto chain) __attribute__((always_inline)) {
-      __builtin_prefetch(tile.ahead + (k + j) * kLineBytes, 1);
+      fetch(tile, (k + j) * kLineBytes);
       u[chain] = at::vec::fmadd(Vec::loadu(tile.s + (k + j) * kLanes), Vec(block.a[k + j]), u[chain]);
     });
   }

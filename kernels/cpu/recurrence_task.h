@@ -31,7 +31,7 @@ template <typename State>
 struct Task {
   const Recurrence& p;
   int64_t sequence, head, row, lanes;
-  const State* ahead;  // the rows that the next task will load
+  const State *ahead, *far;  // the rows that the next task will load, and a later one
 
   int64_t src() const { return p.batch.src[sequence]; }
   int64_t dst() const { return p.batch.dst[sequence]; }
@@ -45,7 +45,8 @@ struct Task {
   Tile tile(const Scratch& scratch, int64_t r) const {
     const auto* next = reinterpret_cast<const char*>(ahead + (r - row) * p.width);
     float* values = scratch.values + (r - row) / kLanes * kValues;
-    return {tile_of(scratch.s, r), tile_of(scratch.rate, r), values, next, head, r, count(r)};
+    const auto* later = reinterpret_cast<const char*>(far + (r - row) * p.width);
+    return {tile_of(scratch.s, r), tile_of(scratch.rate, r), values, next, later, head, r, count(r)};
   }
 };
 
@@ -139,14 +140,18 @@ void run_all(const Recurrence& p) {
     const bool by_rate = kDecay == Decay::kMatrix && tokens > 2;
     const int64_t sequence = by_rate ? i % p.batch.sequences : i / (p.heads * tiles);
     const int64_t rest = by_rate ? i / p.batch.sequences : i % (p.heads * tiles);
-    return {p, sequence, rest / tiles, rest % tiles * lanes, lanes, nullptr};
+    return {p, sequence, rest / tiles, rest % tiles * lanes, lanes, nullptr, nullptr};
   };
   at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
     Scratch scratch(p.width, lanes);
     for (int64_t i = begin; i < end; ++i) {
       Task<State> task = locate(i);
-      const Task<State> next = locate(std::min(i + 1, end - 1));
-      task.ahead = next.state_row(std::max<int64_t>(0, next.src()), next.row);
+      const auto rows_of = [&](int64_t j) {
+        const Task<State> later = locate(std::min(j, end - 1));
+        return later.state_row(std::max<int64_t>(0, later.src()), later.row);
+      };
+      task.ahead = rows_of(i + 1);
+      task.far = rows_of(i + 3);
       run_task<State, kDecay, kDelta>(task, scratch);
     }
   });

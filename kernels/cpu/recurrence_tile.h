@@ -11,6 +11,7 @@ struct Tile {
   const float* rate;
   float* values;             // [3, kTokens, kLanes], see below
   const char* ahead;         // what the next task will load, as long as this tile; a step is bound by memory
+  const char* far;           // the same of a later task
   int64_t head, row, count;  // its rows of the head
 
   // What a token of the block brings to these rows: its value as it enters the state; with a matrix decay, its step size
