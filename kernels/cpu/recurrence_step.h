@@ -29,43 +29,16 @@ void store_rows(const float* s, State* to, int64_t width, int64_t count, int64_t
     map_row(columns, [&](int64_t j, int64_t n) { store(to + i * width + j, load(row_major + i * columns + j, n), n); });
 }
 
-// A single token without a delta term, straight from the pool to the pool: a step is bound by memory, so S passes through
-// registers in square blocks, while what the next tile will need is fetched.
-template <typename State, Decay kDecay, bool kBonus>
+// A single token without a delta term, straight from the pool to the pool: S stays as it lies, and only what is read of
+// it is turned, to sum over K in the order of a scan. kCount: rows, or none if they are not a vector.
+template <typename State, Decay kDecay, bool kBonus, int64_t kCount>
 void step_plain(const Recurrence& p, const Tile& tile, const Block& block, const State* from, State* to) {
-  alignas(64) float s[kLanes * kLanes], row_major[kLanes * kLanes];
-  const Vec v = Vec::loadu(tile.v(0));
-  Chains y = zero_chains();
-  for (int64_t k = 0; k < p.width; k += kLanes) {
-    const int64_t columns = lanes_left(k, p.width);
-    if (from)
-      load_rows(from + k, p.width, tile.count, columns, s, row_major);
-    else
-      std::fill_n(s, kLanes * kLanes, 0.f);
-    in_chains(columns, [&](int64_t j, auto chain) __attribute__((always_inline)) {
-      fetch(tile, (k + j) * kLineBytes);
-      Vec x = Vec::loadu(s + j * kLanes);
-      if constexpr (kBonus) y[chain] = at::vec::fmadd(x, Vec(block.q[k + j]), y[chain]);
-      x = decayed<kDecay>(x, block, 0, k + j, nullptr, Vec(0.f));
-      x = rounded<State>(at::vec::fmadd(v, Vec(block.k[k + j]), x));
-      if constexpr (!kBonus) y[chain] = at::vec::fmadd(x, Vec(block.q[k + j]), y[chain]);
-      x.store(s + j * kLanes);
-    });
-    if (to) store_rows(s, to + k, p.width, tile.count, columns, row_major);
-  }
-  total(y).store(tile.y(0));
-}
-
-// A single token with a decay for every element of S, which is most of the work: S and its rates stay as they lie, and
-// only what is read of S is turned, to sum over K in the order of a scan. kCount: rows, or none if they are not a vector.
-template <typename State, bool kBonus, int64_t kCount>
-void step_matrix(const Recurrence& p, const Tile& tile, const Block& block, const State* from, State* to) {
   alignas(64) float read[kLanes * kLanes], turned[kLanes * kLanes];
   alignas(64) State zeros[kLanes] = {}, nowhere[kLanes];
   if constexpr (kCount == 0) std::fill_n(read, kLanes * kLanes, 0.f);
   const int64_t count = kCount ? kCount : tile.count, from_width = from ? p.width : 0, to_width = to ? p.width : 0;
   const float *v = tile.v(0), *step = tile.step(0);
-  const float* rate = p.rate + (tile.head * p.rows + tile.row) * p.width;
+  const float* rate = kDecay == Decay::kMatrix ? p.rate + (tile.head * p.rows + tile.row) * p.width : nullptr;
   Chains y = zero_chains();
   for (int64_t k = 0; k < p.width; k += kLanes) {
     const int64_t columns = lanes_left(k, p.width);
@@ -73,12 +46,15 @@ void step_matrix(const Recurrence& p, const Tile& tile, const Block& block, cons
     State* target = to ? to + k : nowhere;
     const auto advance_rows = [&](int64_t n) __attribute__((always_inline)) {
       const Vec key = load(&block.k[k], n);
+      Vec decay;
+      if constexpr (kDecay == Decay::kScalar) decay = Vec(block.scalar_decay[0]);
+      if constexpr (kDecay == Decay::kVector) decay = load(&block.d[k], n);
 #pragma GCC unroll 4
       for (int64_t i = 0; i < count; ++i) {
         fetch(tile, (i * p.width + k) * sizeof(State));
-        const Vec before = load(source + i * from_width, n);
-        Vec x = before * decay_factor(Vec(step[i]), load(rate + i * p.width + k, n));
-        x = rounded<State>(at::vec::fmadd(Vec(v[i]), key, x));
+        if constexpr (kDecay == Decay::kMatrix) decay = decay_factor(Vec(step[i]), load(rate + i * p.width + k, n));
+        const Vec before = load(source + i * from_width, n), kept = kDecay == Decay::kNone ? before : before * decay;
+        const Vec x = rounded<State>(at::vec::fmadd(Vec(v[i]), key, kept));
         store(target + i * to_width, x, n);
         (kBonus ? before : x).store(read + i * kLanes);
       }
@@ -90,6 +66,12 @@ void step_matrix(const Recurrence& p, const Tile& tile, const Block& block, cons
     });
   }
   total(y).store(tile.y(0));
+}
+
+template <typename State, Decay kDecay>
+auto choose_plain(bool whole, bool bonus) {
+  if (whole) return bonus ? step_plain<State, kDecay, true, kLanes> : step_plain<State, kDecay, false, kLanes>;
+  return bonus ? step_plain<State, kDecay, true, 0> : step_plain<State, kDecay, false, 0>;
 }
 
 // A single token with a delta term: what S recalls is summed up while S is loaded.
@@ -112,12 +94,6 @@ void step_delta(const Recurrence& p, const Tile& tile, const Block& block, const
   advance_delta<State, kDecay, kDelta, 1, false>(p, {tile}, block, 0, recalled);
   for (int64_t k = 0; to && k < p.width; k += kLanes)
     store_rows(tile.s + k * kLanes, to + k, p.width, tile.count, lanes_left(k, p.width), row_major);
-}
-
-template <typename State>
-auto choose_matrix(bool whole, bool bonus) {
-  if (whole) return bonus ? step_matrix<State, true, kLanes> : step_matrix<State, false, kLanes>;
-  return bonus ? step_matrix<State, true, 0> : step_matrix<State, false, 0>;
 }
 
 }  // namespace ostinato

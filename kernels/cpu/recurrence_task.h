@@ -65,13 +65,10 @@ template <typename State, Decay kDecay, Delta kDelta>
 void step_tile(const Task<State>& task, const Tile& tile, const Block& block) {
   const State* from = task.state_row_or_null(task.src(), tile.row);
   State* to = task.state_row_or_null(task.dst(), tile.row);
-  const bool bonus = task.p.bonus;
   if constexpr (kDelta != Delta::kNone)
     step_delta<State, kDecay, kDelta>(task.p, tile, block, from, to);
-  else if constexpr (kDecay == Decay::kMatrix)
-    choose_matrix<State>(tile.count == kLanes, bonus)(task.p, tile, block, from, to);
   else
-    (bonus ? step_plain<State, kDecay, true> : step_plain<State, kDecay, false>)(task.p, tile, block, from, to);
+    choose_plain<State, kDecay>(tile.count == kLanes, task.p.bonus)(task.p, tile, block, from, to);
 }
 
 template <typename State, Decay kDecay, Delta kDelta>
