@@ -23,7 +23,7 @@ test: $(VENV)/.test
 test-long: $(VENV)/.test
 	$(PYTEST) -m long
 
-## run the tests and report which lines and branches they reach, which takes a third longer
+## run the tests and report which lines and branches they reach, which takes two fifths longer
 coverage: $(VENV)/.test
 	$(PYTEST) -m "not long" --cov --cov-report=term:skip-covered
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 _patch_lang = interpreter._patch_lang
-HAS_SCOPES = hasattr(interpreter, "_LangPatchScope")  # Triton 3.5 does this otherwise, and is left to it
+HAS_SCOPES = hasattr(interpreter, "_LangPatchScope")  # as Triton 3.9 has; what is otherwise stays as it is
 
 
 def look_once() -> None:

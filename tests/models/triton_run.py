@@ -30,7 +30,7 @@ from tests.models.test_contract import CHECKPOINTS, GOLDENS, Reader, begin_with,
 
 CPU = torch.device("cpu")
 TOKENS = 18  # more than are read token by token: the chunked kernels run too
-FEW_TOKENS = 10  # where batch-invariance is asked for, any number is read token by token; more than windows have
+FEW_TOKENS = 10  # where batch-invariance is asked for, any number is read alike; RecurrentGemma has a window of 8
 OWN = 3  # the slot that is looked at
 MATES = (1, -1)  # another slot, and padding
 

@@ -49,15 +49,19 @@ def _poisoned_outputs() -> Iterator[None]:
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _quick_interpreter() -> None:
+    from tests.interpreter import look_once
+
+    look_once()
+
+
 @pytest.fixture(autouse=True)
 def _bfloat16_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter keeps bf16 as 16-bit integers: it rounds to zero, and multiplies matrices of these integers."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    from tests.interpreter import look_once
-
-    look_once()
     cast, product = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
 
     def rounded_cast(builder: InterpreterBuilder, x: TensorHandle, to: tl.dtype) -> TensorHandle:

@@ -21,11 +21,12 @@ from tests.kernels.attention_cases import (
 from tests.kernels.random_batches import relative_error
 
 
-@pytest.mark.parametrize(("seed", "sinks"), [(seed, (0, 3, 20)[seed % 3]) for seed in range(12)])
+@pytest.mark.parametrize("sinks", [0, 3, 20])
+@pytest.mark.parametrize("seed", range(8))
 def test_equals_attention_over_the_whole_history(seed: int, sinks: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     shape = random_shape(generator, sinks)
-    case = make_case(generator, shape, random_calls(generator, shape.window, 1 + seed * 7))
+    case = make_case(generator, shape, random_calls(generator, shape.window, 1 + seed * 11))
     found, *rings = case.run(window_attention)
     assert relative_error(found, expected_output(case)) <= 1e-5
     assert all(same_bits(x, y) for x, y in zip(rings, expected_rings(case), strict=True))
