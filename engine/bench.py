@@ -7,12 +7,14 @@ What is timed are whole steps as they are served: schedule, run, sample, commit.
 
 The least time for a step comes from `ostinato.kernels.roofline`, whose rates are measured in the same run:
 
-    weight bytes   of all projections, once for a step; of the output projection only if logits are asked for
+    weight bytes   of all projections in their dtype, once for a step; of the output projection only if logits are asked
+                   for. On AMX they are kept in three quarters of that (`kernels/cpu/coded_weight.h`): a fraction of 1
+                   can be exceeded there
     FLOP           2 * elements of the projections, for each token; of the output projection for each row of logits
     state bytes    each tensor of the StateSpec, read once and written once, for each sequence in the step
 
 Left out is what is small: the embedding's rows, norms, convolutions, the arithmetic of the recurrence, the sampler. It
-makes the bound a little too fast, never too slow.
+makes the bound a little too fast.
 """
 
 import random

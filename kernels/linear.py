@@ -4,7 +4,8 @@ On the CPU the weight is packed once. Which product then gives each row the same
 their order or the number of threads, depends on the processor:
 
 - where there is AMX and the weight is bf16: a product of our own (`kernels/cpu/amx.h`), because oneDNN's use of AMX
-  splits sums differently for different numbers of rows;
+  splits sums differently for different numbers of rows; it reads the weight in three quarters of its bytes, without
+  loss (`kernels/cpu/coded_weight.h`);
 - otherwise oneDNN on a weight that it has reordered, with one row padded to two, because the product of a single row
   is another algorithm (a matrix-vector product).
 
@@ -66,22 +67,12 @@ dispatch.define(
 )
 
 
-def amx_tiles(weight: Tensor) -> Tensor:
-    """[N, K] bf16 -> [N / 32, K / 32, 2, 16, 32], with zeros at the ends: the order in which tiles are read.
-
-    Row i of a tile holds the elements k = 2i and 2i + 1 of 16 outputs, which is how TDPBF16PS multiplies.
-    """
-    outputs, inputs = weight.shape
-    padded = F.pad(weight, (0, -inputs % 32, 0, -outputs % 32))
-    tiles = padded.view(padded.shape[0] // 32, 2, 16, padded.shape[1] // 32, 16, 2)  # panel, tile, n, depth, i, pair
-    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(tiles.shape[0], tiles.shape[3], 2, 16, 32).contiguous()
-
-
 def pack(weight: Tensor) -> Tensor:
     """A weight [N, K] as the product that is chosen for it reads it: a copy, but for the plain one."""
     match dispatch.product(weight):
         case "amx":
-            return amx_tiles(weight)
+            coded: Tensor = torch.ops.ostinato.code_weight(weight)
+            return coded
         case "onednn":
             packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
             return packed

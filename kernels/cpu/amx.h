@@ -17,7 +17,6 @@ namespace ostinato {
 
 #if OSTINATO_AMX
 
-constexpr int64_t kFarElements = 16384;      // of weights, between their use and what is fetched from memory
 constexpr int64_t kFirstLevelBytes = 32768;  // of x, besides weights
 constexpr int64_t kBlockBytes = 1 << 20;     // of x that meets every panel before the next rows do
 constexpr int64_t kFewPanels = 8;
@@ -27,52 +26,60 @@ struct Rows {
   int64_t first, last, now;
 
   int64_t stop() const { return std::min(now + 2 * kTileRows, last); }
+  bool few() const { return last - first <= 2 * kTileRows; }
 };
 
 using Sums = float[2 * kTileRows * kPanel];
 
-template <bool kPacked, bool kFar>
-void multiply_rows(const TilesOfX& tiles, bool two, const c10::BFloat16* w, int64_t depth, float* sums, int64_t far) {
-  (two ? multiply_two<kPacked, kFar> : multiply_one<kPacked, kFar>)(tiles, w, depth, sums, far);
-}
+// Memory of one thread for decoded weights, of a panel or of two that are multiplied together.
+struct DecodedPanels {
+  DecodedPanels(int64_t panels, int64_t steps) : size(steps * kStepWeights), memory(panels * size / 2) {}
+  int64_t size;
+  Floats memory;
+
+  c10::BFloat16* panel(int64_t i) const { return reinterpret_cast<c10::BFloat16*>(memory.get()) + i * size; }
+};
 
 struct Product {
   at::Tensor packed;  // what `x` points to
   TilesOfX x;
-  const c10::BFloat16* weight;  // [N / 32, depth, 2, 16, 32], see kernels/linear.py
+  CodedWeight weight;
   int64_t rows, depth;
 
-  void multiply(int64_t panel, const Rows& at, Sums& sums) const {
-    const c10::BFloat16* w = weight + panel * depth * 2 * kTileElements;
+  // The first rows of a panel decode its weights into `decoded`, for the others too if there are such.
+  void multiply(int64_t panel, const Rows& at, c10::BFloat16* decoded, Sums& sums) const {
+    if (at.now > at.first) return multiply_by(Decoded{decoded}, at, sums);
+    multiply_by(Decoding(weight, panel, decoded, at.few() ? 1 : -1), at, sums);
+  }
+
+  template <typename Weights>
+  void multiply_by(Weights weights, const Rows& at, Sums& sums) const {
     TilesOfX tiles = x;
     tiles.data += at.now / kTileRows * x.next_rows;
     const bool two = at.last - at.now > kTileRows;
-    const int64_t far = fetched(at);
     if (x.packed())
-      (far ? multiply_rows<true, true> : multiply_rows<true, false>)(tiles, two, w, depth, sums, far);
+      (two ? multiply_two<true, Weights> : multiply_one<true, Weights>)(tiles, weights, depth, sums);
     else
-      (far ? multiply_rows<false, true> : multiply_rows<false, false>)(tiles, two, w, depth, sums, far);
+      (two ? multiply_two<false, Weights> : multiply_one<false, Weights>)(tiles, weights, depth, sums);
   }
 
-  // How far on weights are fetched from memory: the first rows of a panel wait for its own, the second ones fetch those
-  // of the next panel, and the others nothing.
-  int64_t fetched(const Rows& at) const {
-    if (at.now == at.first) return kFarElements;
-    return at.now == at.first + 2 * kTileRows ? depth * 2 * kTileElements : 0;
-  }
-
-  // task(panel, rows) for all rows and the first of the panels, in parallel.
+  // task(panel, rows, decoded) for all rows and the first of the panels, in parallel; together: panels that a task
+  // multiplies.
   template <typename Task>
-  void for_panels(int64_t panels, Task task) const {
+  void for_panels(int64_t panels, int64_t together, Task task) const {
     const int64_t fitting = kBlockBytes / (depth * kTileDepth * 2) / (2 * kTileRows) * (2 * kTileRows);
     const int64_t block = std::max<int64_t>(2 * kTileRows, fitting);
     const int64_t grain = std::max<int64_t>(1, kElementsPerTask / (depth * kTileElements));
-    at::parallel_for(0, panels, grain, [&](int64_t begin, int64_t end) {
+    in_parts(blocks_of(rows, block) * panels, grain, [&](auto take) {
+      const DecodedPanels decoded(together, Rows{0, rows, 0}.few() ? 2 : depth);
       configure_tiles(std::min(rows, 2 * kTileRows));
-      for (int64_t first = 0; first < rows; first += block)
-        for (int64_t panel = begin; panel < end; ++panel)
+      take([&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t first = i / panels * block;
           for (Rows at{first, std::min(first + block, rows), first}; at.now < at.last; at.now += 2 * kTileRows)
-            task(panel, at);
+            task(i % panels, at, decoded);
+        }
+      });
       release_tiles();
     });
   }
@@ -94,9 +101,10 @@ inline at::Tensor pack_rows(const at::Tensor& x, int64_t depth) {
 }
 
 inline Product product_of(const at::Tensor& x, const at::Tensor& weight, int64_t outputs) {
-  const int64_t depth = weight.size(1), panels = weight.size(0), rows = x.size(0);
-  TORCH_CHECK_VALUE(blocks_of(x.size(1), kTileDepth) == depth && blocks_of(outputs, kPanel) == panels,
-                    "linear: x ", x.sizes(), " and ", outputs, " outputs do not fit the weight");
+  const CodedWeight coded(weight);
+  const int64_t depth = coded.size.depth(), panels = coded.size.panels(), rows = x.size(0);
+  TORCH_CHECK_VALUE(x.size(1) == coded.size.inputs && outputs == coded.size.outputs, "linear: x ", x.sizes(), " and ",
+                    outputs, " outputs do not fit a weight [", coded.size.outputs, ", ", coded.size.inputs, "]");
   // Few rows can be read as they lie, since tiles have as many rows as there are: which is worth it where they are not
   // read often, or stay in the first-level cache.
   const bool fits = x.scalar_type() == at::kBFloat16 && rows <= 2 * kTileRows && x.size(1) % kTileDepth == 0;
@@ -105,7 +113,7 @@ inline Product product_of(const at::Tensor& x, const at::Tensor& weight, int64_t
   const auto* data = packed.const_data_ptr<c10::BFloat16>();
   const TilesOfX tiles = as_it_lies ? TilesOfX{data, kTileDepth, kTileRows * x.stride(0), 2 * x.stride(0)}
                                     : TilesOfX{data, kTileElements, depth * kTileElements, 64};
-  return {packed, tiles, weight.const_data_ptr<c10::BFloat16>(), rows, depth};
+  return {packed, tiles, coded, rows, depth};
 }
 
 // y [M,N] fp32; bias [N] and residual [M,N], or null.
@@ -114,9 +122,9 @@ inline void amx_product(const at::Tensor& x, const at::Tensor& weight, const flo
   const int64_t outputs = y.size(1);
   const Product product = product_of(x, weight, outputs);
   float* to = y.mutable_data_ptr<float>();
-  product.for_panels(weight.size(0), [&](int64_t panel, const Rows& at) {
+  product.for_panels(product.weight.size.panels(), 1, [&](int64_t panel, const Rows& at, const DecodedPanels& decoded) {
     alignas(64) Sums sums;
-    product.multiply(panel, at, sums);
+    product.multiply(panel, at, decoded.panel(0), sums);
     const int64_t column = panel * kPanel, count = std::min(kPanel, outputs - column);
     for (int64_t i = at.now; i < at.stop(); ++i)
       finish_row(sums + (i - at.now) * kPanel, bias ? bias + column : nullptr,
@@ -135,16 +143,17 @@ template <Activation kActivation, typename T>
 void amx_activated_product(const at::Tensor& x, const at::Tensor& weight, const float* bias, int64_t outputs, T* y) {
   const Product product = product_of(x, weight, outputs);
   const int64_t width = is_gated(kActivation) ? outputs / 2 : outputs, panels = blocks_of(width, kPanel);
-  const auto multiply = [&](int64_t panel, const Rows& at, Sums& sums) {
-    product.multiply(panel, at, sums);
+  const auto multiply = [&](int64_t panel, const Rows& at, c10::BFloat16* decoded, Sums& sums) {
+    product.multiply(panel, at, decoded, sums);
     const int64_t count = std::min(kPanel, outputs - panel * kPanel);
     for (int64_t i = 0; bias && i < at.stop() - at.now; ++i)
       finish_row(sums + i * kPanel, bias + panel * kPanel, nullptr, sums + i * kPanel, count);
   };
-  product.for_panels(panels, [&](int64_t panel, const Rows& at) {
+  constexpr int64_t kTogether = is_gated(kActivation) ? 2 : 1;
+  product.for_panels(panels, kTogether, [&](int64_t panel, const Rows& at, const DecodedPanels& decoded) {
     alignas(64) Sums sums, gated;
-    multiply(panel, at, sums);
-    if constexpr (is_gated(kActivation)) multiply(panels + panel, at, gated);
+    multiply(panel, at, decoded.panel(0), sums);
+    if constexpr (is_gated(kActivation)) multiply(panels + panel, at, decoded.panel(1), gated);
     const int64_t column = panel * kPanel, count = std::min(kPanel, width - column);
     for (int64_t i = 0; i < at.stop() - at.now; ++i)
       map_row(count, [&](int64_t j, int64_t n) {

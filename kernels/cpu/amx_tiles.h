@@ -3,25 +3,18 @@
 // Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18.
 #pragma once
 
-#include <c10/util/BFloat16.h>
-
+#include "coded_weight.h"
 #include "simd.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 #define OSTINATO_AMX 1
-#define AMX_FUNCTION __attribute__((target("amx-tile,amx-bf16")))
+#define AMX_FUNCTION __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vbmi")))
 #else
 #define OSTINATO_AMX 0
 #endif
 
 namespace ostinato {
-
-constexpr int64_t kTileRows = 16, kTileDepth = 32;  // of a tile of x: 16 rows of 32 bf16, which is 1 KiB
-constexpr int64_t kTileElements = kTileRows * kTileDepth;
-constexpr int64_t kPanel = 32;  // outputs that are computed together, two tiles
-
-inline int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
 #if OSTINATO_AMX
 
@@ -76,30 +69,86 @@ INLINE void fetch_x(const c10::BFloat16* from) {
   if constexpr (kPacked) fetch_lines<kFirst, kLast>(from);
 }
 
-// Of the weights of the next step, and where there are such of those `far` elements on.
-template <bool kFar, int64_t kFirst, int64_t kLast>
-INLINE void fetch_weights(const c10::BFloat16* w, int64_t far) {
-  fetch_lines<kFirst, kLast>(w + 2 * kTileElements);
-  if constexpr (!kFar) return;
-#pragma GCC unroll 8
-  for (int64_t line = kFirst; line < kLast; ++line)
-    _mm_prefetch(reinterpret_cast<const char*>(w + far) + line * 64, _MM_HINT_T1);
-}
+// A panel's weights that were decoded before.
+struct Decoded {
+  const c10::BFloat16* now;
+
+  INLINE void start() const {}
+  // Lines of the next step's 32.
+  template <int64_t kFirst, int64_t kLast>
+  INLINE void prepare() const { fetch_lines<kFirst, kLast>(now + kStepWeights); }
+  INLINE void finish() const {}
+  INLINE const c10::BFloat16* tile(int64_t i) const { return now + i * kTileElements; }
+  INLINE void advance() { now += kStepWeights; }
+};
+
+constexpr int64_t kFarBytes = 16 * kStepBytes;  // of codes, between their use and what is fetched from memory
+
+// A panel's weights that are decoded as they are used, one step ahead: into `memory` for the whole panel if mask is -1,
+// or for two steps if it is 1.
+struct Decoding {
+  Decoding(const CodedWeight& weight, int64_t panel, c10::BFloat16* memory, int64_t mask)
+      : codes(weight.codes(panel)), high_bytes(weight.table(panel)), memory(memory), mask(mask),
+        outlier(weight.outliers(panel)) {}
+
+  const uint8_t *codes, *high_bytes;  // codes: of the next step
+  c10::BFloat16* memory;
+  int64_t mask, step = -1;
+  const Outlier* outlier;  // the next one
+  __m512i table, shift;
+
+  AMX_FUNCTION INLINE void start() {
+    table = _mm512_load_si512(high_bytes);
+    shift = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
+    prepare<0, 32>();
+    finish();
+    advance();
+  }
+
+  c10::BFloat16* next() const { return memory + ((step + 1) & mask) * kStepWeights; }
+  INLINE const c10::BFloat16* tile(int64_t i) const { return memory + (step & mask) * kStepWeights + i * kTileElements; }
+  INLINE void advance() { ++step, codes += kStepBytes; }
+
+  // Lines of the next step's 32. Places in the table are six bits, of which two do not count.
+  template <int64_t kFirst, int64_t kLast>
+  AMX_FUNCTION INLINE void prepare() const {
+#pragma GCC unroll 16
+    for (int64_t group = kFirst / 2; group < kLast / 2; ++group) {
+      const uint8_t *low_at = codes + group * kGroup, *code_at = codes + kStepWeights + group * kGroup / 2;
+      const __m512i low = _mm512_load_si512(low_at);
+      const __m512i both = _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i*>(code_at)));
+      const __m512i high = _mm512_permutexvar_epi8(_mm512_srlv_epi64(both, shift), table);
+      _mm512_store_si512(next() + group * kGroup, _mm512_unpacklo_epi8(low, high));
+      _mm512_store_si512(next() + group * kGroup + kGroup / 2, _mm512_unpackhi_epi8(low, high));
+      _mm_prefetch(low_at + kStepBytes, _MM_HINT_T0);
+      _mm_prefetch(low_at + kFarBytes, _MM_HINT_T1);
+      if (group % 2) continue;
+      _mm_prefetch(code_at + kStepBytes, _MM_HINT_T0);
+      _mm_prefetch(code_at + kFarBytes, _MM_HINT_T1);
+    }
+  }
+
+  // Of the next step, which is decoded.
+  INLINE void finish() {
+    for (const int64_t first = (step + 1) * kStepWeights; outlier->at < first + kStepWeights; ++outlier)
+      next()[outlier->at - first].x = outlier->bits;
+  }
+};
 
 // One step of 32 in depth: tiles 4 and 6 are loaded, and those of the next step if there is one.
-template <bool kPacked, bool kFar, bool kMore>
+template <bool kPacked, bool kMore, typename Weights>
 AMX_FUNCTION INLINE void step_two(const c10::BFloat16* x, const c10::BFloat16* second, int64_t next, int64_t stride,
-                                  const c10::BFloat16* w, int64_t far) {
-  fetch_weights<kFar, 0, 8>(w, far);
+                                  Weights& weights) {
+  if constexpr (kMore) weights.template prepare<0, 8>();
   _tile_loadd(5, second, stride);
-  fetch_weights<kFar, 8, 16>(w, far);
+  if constexpr (kMore) weights.template prepare<8, 16>();
   _tile_dpbf16ps(0, 4, 6);
-  fetch_weights<kFar, 16, 24>(w, far);
-  _tile_loadd(7, w + kTileElements, 64);
-  fetch_weights<kFar, 24, 32>(w, far);
+  if constexpr (kMore) weights.template prepare<16, 24>();
+  _tile_loadd(7, weights.tile(1), 64);
+  if constexpr (kMore) weights.template prepare<24, 32>(), weights.finish(), weights.advance();
   _tile_dpbf16ps(2, 5, 6);
   fetch_x<kPacked, 0, 8>(x + next);
-  if constexpr (kMore) _tile_loadd(6, w + 2 * kTileElements, 64);
+  if constexpr (kMore) _tile_loadd(6, weights.tile(0), 64);
   fetch_x<kPacked, 8, 16>(x + next);
   _tile_dpbf16ps(1, 4, 7);
   fetch_x<kPacked, 0, 8>(second + next);
@@ -108,42 +157,48 @@ AMX_FUNCTION INLINE void step_two(const c10::BFloat16* x, const c10::BFloat16* s
   _tile_dpbf16ps(3, 5, 7);
 }
 
-// 32 rows by 32 outputs; w alternates the panel's two tiles.
-template <bool kPacked, bool kFar>
-AMX_FUNCTION void multiply_two(const TilesOfX& tiles, const c10::BFloat16* w, int64_t depth, float* sums, int64_t far) {
+// 32 rows by 32 outputs.
+template <bool kPacked, typename Weights>
+AMX_FUNCTION void multiply_two(const TilesOfX& tiles, Weights weights, int64_t depth, float* sums) {
   const c10::BFloat16 *x = tiles.data, *second = x + tiles.next_rows;
   const int64_t next = tiles.next_depth, stride = tiles.row_bytes;
+  weights.start();
   _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
   _tile_loadd(4, x, stride);
-  _tile_loadd(6, w, 64);
-  for (int64_t k = 1; k < depth; ++k, x += next, second += next, w += 2 * kTileElements)
-    step_two<kPacked, kFar, true>(x, second, next, stride, w, far);
-  step_two<kPacked, kFar, false>(x, second, next, stride, w, far);
+  _tile_loadd(6, weights.tile(0), 64);
+  for (int64_t k = 1; k < depth; ++k, x += next, second += next)
+    step_two<kPacked, true>(x, second, next, stride, weights);
+  step_two<kPacked, false>(x, second, next, stride, weights);
   _tile_stored(0, sums, kPanel * 4);
   _tile_stored(1, sums + 16, kPanel * 4);
   _tile_stored(2, sums + 16 * kPanel, kPanel * 4);
   _tile_stored(3, sums + 16 * kPanel + 16, kPanel * 4);
 }
 
+template <bool kPacked, bool kMore, typename Weights>
+AMX_FUNCTION INLINE void step_one(const c10::BFloat16* x, int64_t next, int64_t stride, Weights& weights) {
+  if constexpr (kMore) weights.template prepare<0, 8>();
+  _tile_loadd(4, x, stride);
+  if constexpr (kMore) weights.template prepare<8, 16>();
+  _tile_loadd(6, weights.tile(0), 64);
+  fetch_x<kPacked, 0, 8>(x + next);
+  _tile_dpbf16ps(0, 4, 6);
+  if constexpr (kMore) weights.template prepare<16, 24>();
+  _tile_loadd(7, weights.tile(1), 64);
+  if constexpr (kMore) weights.template prepare<24, 32>(), weights.finish(), weights.advance();
+  fetch_x<kPacked, 8, 16>(x + next);
+  _tile_dpbf16ps(1, 4, 7);
+}
+
 // 16 rows by 32 outputs.
-template <bool kPacked, bool kFar>
-AMX_FUNCTION void multiply_one(const TilesOfX& tiles, const c10::BFloat16* w, int64_t depth, float* sums, int64_t far) {
+template <bool kPacked, typename Weights>
+AMX_FUNCTION void multiply_one(const TilesOfX& tiles, Weights weights, int64_t depth, float* sums) {
   const c10::BFloat16* x = tiles.data;
   const int64_t next = tiles.next_depth, stride = tiles.row_bytes;
+  weights.start();
   _tile_zero(0); _tile_zero(1);
-  for (int64_t k = 0; k < depth; ++k, x += next, w += 2 * kTileElements) {
-    fetch_weights<kFar, 0, 8>(w, far);
-    _tile_loadd(4, x, stride);
-    fetch_weights<kFar, 8, 16>(w, far);
-    _tile_loadd(6, w, 64);
-    fetch_x<kPacked, 0, 8>(x + next);
-    _tile_dpbf16ps(0, 4, 6);
-    fetch_weights<kFar, 16, 24>(w, far);
-    _tile_loadd(7, w + kTileElements, 64);
-    fetch_weights<kFar, 24, 32>(w, far);
-    fetch_x<kPacked, 8, 16>(x + next);
-    _tile_dpbf16ps(1, 4, 7);
-  }
+  for (int64_t k = 1; k < depth; ++k, x += next) step_one<kPacked, true>(x, next, stride, weights);
+  step_one<kPacked, false>(x, next, stride, weights);
   _tile_stored(0, sums, kPanel * 4);
   _tile_stored(1, sums + 16, kPanel * 4);
 }

@@ -9,6 +9,7 @@
 #include <numeric>
 #include <vector>
 
+#include "coded_weight.h"
 #include "operators.h"
 #include "parallel.h"
 #include "simd.h"
@@ -63,12 +64,12 @@ std::tuple<at::Tensor, at::Tensor> route(const at::Tensor& logits, int64_t chose
 
 // Packed weights come one by one, others in one tensor [E,N,K].
 at::Tensor weight_of(at::TensorList weights, int64_t expert) {
-  const bool one_by_one = weights[0].is_mkldnn() || weights[0].dim() == 5;
+  const bool one_by_one = weights[0].is_mkldnn() || is_coded(weights[0]);
   return one_by_one ? weights[expert] : weights[0].select(0, expert);
 }
 
 int64_t num_experts(at::TensorList weights) {
-  const bool one_by_one = weights[0].is_mkldnn() || weights[0].dim() == 5;
+  const bool one_by_one = weights[0].is_mkldnn() || is_coded(weights[0]);
   return one_by_one ? static_cast<int64_t>(weights.size()) : weights[0].size(0);
 }
 
@@ -121,7 +122,7 @@ at::Tensor experts(const at::Tensor& x, at::TensorList gate_up, at::TensorList d
     const at::Tensor index = at::from_blob(tokens.data(), {rows}, at::TensorOptions().dtype(at::kLong));
     const at::Tensor wide = weight_of(gate_up, expert), narrow = weight_of(down, expert);
     const at::Tensor gated = activated_linear(x.index_select(0, index), wide, std::nullopt, 2 * inner,
-                                              Activation::kSwiGLU, narrow.scalar_type());
+                                              Activation::kSwiGLU, dtype_of(narrow));
     const at::Tensor given = linear(gated, narrow, std::nullopt, std::nullopt, outputs);
     add_scaled(given, places, tokens.data(), scale, out);
   }

@@ -75,7 +75,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, Optional bias, 
   const float* residual_ = residual ? terms.const_data_ptr<float>() : nullptr;
   if (weight.is_mkldnn())
     library_product(call_onednn, onednn_rows(rows, weight.scalar_type()), weight, bias_, residual_, y);
-  else if (weight.dim() == 5)
+  else if (is_coded(weight))
     amx_product(rows, weight, bias_, residual_, y);
   else
     library_product(call_plain, rows.to(weight.scalar_type()).contiguous(), weight, bias_, residual_, y);
@@ -84,7 +84,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, Optional bias, 
 
 at::Tensor activated_linear(const at::Tensor& x, const at::Tensor& weight, Optional bias, int64_t outputs,
                             Activation activation, at::ScalarType dtype) {
-  if (weight.dim() != 5 || !can_activate(outputs, activation))
+  if (!is_coded(weight) || !can_activate(outputs, activation))
     return activated(linear(x, weight, bias, std::nullopt, outputs), activation, dtype);
   TORCH_CHECK_VALUE(x.dim() == 2, "linear: x must be [N, in], got ", x.sizes());
   TORCH_CHECK_VALUE(!bias || bias->numel() == outputs, "linear: ", outputs, " outputs need as many biases");

@@ -139,18 +139,20 @@ void run_all(const Recurrence& p) {
     const int64_t rest = by_rate ? i / p.batch.sequences : i % (p.heads * tiles);
     return {p, sequence, rest / tiles, rest % tiles * lanes, lanes, nullptr, nullptr};
   };
-  at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+  in_parts(tasks, grain, [&](auto take) {
     Scratch scratch(p.width, lanes);
-    for (int64_t i = begin; i < end; ++i) {
-      Task<State> task = locate(i);
-      const auto rows_of = [&](int64_t j) {
-        const Task<State> later = locate(std::min(j, end - 1));
-        return later.state_row(std::max<int64_t>(0, later.src()), later.row);
-      };
-      task.ahead = rows_of(i + 1);
-      task.far = rows_of(i + 3);
-      run_task<State, kDecay, kDelta>(task, scratch);
-    }
+    take([&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        Task<State> task = locate(i);
+        const auto rows_of = [&](int64_t j) {
+          const Task<State> later = locate(std::min(j, end - 1));
+          return later.state_row(std::max<int64_t>(0, later.src()), later.row);
+        };
+        task.ahead = rows_of(i + 1);
+        task.far = rows_of(i + 3);
+        run_task<State, kDecay, kDelta>(task, scratch);
+      }
+    });
   });
 }
 

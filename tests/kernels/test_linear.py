@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ostinato.kernels import dispatch
-from ostinato.kernels.linear import Activation, Linear, amx_tiles, linear_ref
+from ostinato.kernels.linear import Activation, Linear, linear_ref
 from tests.kernels.random_batches import relative_error, same_bits, spaced, thread_counts
 
 pytestmark = pytest.mark.usefixtures("poisoned_outputs")
@@ -170,13 +171,38 @@ def test_memory_does_not_grow_with_the_numbers_of_rows_met(exact: torch.dtype) -
     assert memory().rss - before < 4e6
 
 
-def test_amx_tiles_hold_pairs_of_inputs_side_by_side() -> None:
-    weight = torch.arange(40.0 * 70).view(40, 70).bfloat16()
-    tiles = amx_tiles(weight)
-    assert tiles.shape == (2, 3, 2, 16, 32)
-    panel, depth, tile, i, n, pair = 1, 2, 0, 2, 7, 1
-    assert tiles[panel, depth, tile, i, 2 * n + pair] == weight[32 * panel + 16 * tile + n, 32 * depth + 2 * i + pair]
-    assert tiles.float().sum() == weight.float().sum()
+def rows_of_many_sizes(outputs: int, inputs: int) -> Tensor:
+    """Each row a thousandfold of the one before, from nearly the smallest normal numbers to nearly the largest."""
+    powers = torch.linspace(-110, 110, 23).repeat(outputs // 23 + 1)[:outputs]
+    return random_rows(outputs, inputs).clamp(min=0.01) * 2 ** powers[:, None]
+
+
+def any_bits(outputs: int, inputs: int) -> Tensor:
+    """Of all numbers that are computed with: finite, and not below the normal ones."""
+    generator = torch.Generator().manual_seed(8)
+    bits = torch.randint(-(2**15), 2**15, (outputs, inputs), dtype=torch.int16, generator=generator)
+    weight = bits.view(torch.bfloat16)
+    return weight.where(weight.isfinite() & (weight.abs() >= torch.finfo(torch.bfloat16).tiny), 0.0).float()
+
+
+@pytest.mark.skipif(not AMX, reason="needs a processor with AMX: elsewhere weights are not coded")
+@pytest.mark.parametrize("rows", [1, 16, 17, 32, 33, 1023])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (33, 31), (157, 44), (100, 1023)])
+@pytest.mark.parametrize("weights", [random_rows, any_bits, rows_of_many_sizes, torch.zeros])
+def test_coding_weights_loses_nothing(
+    weights: Callable[[int, int], Tensor], outputs: int, inputs: int, rows: int
+) -> None:
+    """Every input by itself: sums of one weight and zeros."""
+    weight, ones = weights(outputs, inputs).bfloat16(), torch.eye(inputs)[: min(rows, inputs)]
+    assert same_bits(Linear(weight)(ones) + 0.0, weight.float().T[: min(rows, inputs)] + 0.0)  # 0 + -0 is 0
+
+
+@pytest.mark.skipif(not AMX, reason="needs a processor with AMX: elsewhere weights are not coded")
+def test_coded_weights_take_three_quarters_of_their_bytes() -> None:
+    weight = random_rows(1024, 1024).bfloat16()
+    assert 1.5 <= torch.ops.ostinato.code_weight(weight).numel() / weight.numel() < 1.51
+    with pytest.raises(ValueError, match=r"a weight is \[N,K\] bf16"):
+        torch.ops.ostinato.code_weight(weight.float())
 
 
 def activated(activation: str, product: Tensor) -> Tensor:

@@ -1,0 +1,75 @@
+// Weights of a projection in three quarters of their bytes, without loss: reading them is most of a decode step.
+//
+// Of a bf16 the low byte (mantissa, and the last bit of the exponent) is as good as random; the high one (sign, and the
+// rest of the exponent) is nearly always one of 16 values, since the weights of a layer are of similar size. So a weight
+// is its low byte and four bits, the place of its high byte in a table that 32 outputs share. The few with another high
+// byte are outliers, kept apart and put into their places after decoding. (DFloat11, Zhang et al. 2025, measures the
+// entropy of exponents and codes them by Huffman; codes of one length are decoded by two instructions.)
+//
+// Order: panels of 32 outputs; of a panel, steps of 32 inputs; of a step, two tiles of 16 outputs; of a tile, rows of 32
+// weights, which are two inputs of 16 outputs, as TDPBF16PS multiplies them.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/BFloat16.h>
+
+#include <cstdint>
+#include <limits>
+
+namespace ostinato {
+
+constexpr int64_t kTileRows = 16, kTileDepth = 32;  // of a tile of x: 16 rows of 32 bf16, which is 1 KiB
+constexpr int64_t kTileElements = kTileRows * kTileDepth;
+constexpr int64_t kPanel = 32;                        // outputs that are computed together, two tiles
+constexpr int64_t kStepWeights = 2 * kTileElements;   // of a panel, for 32 inputs
+constexpr int64_t kStepBytes = kStepWeights * 3 / 2;  // low bytes, then codes
+constexpr int64_t kGroup = 64;                        // weights that are decoded together: two rows of a tile
+constexpr int64_t kLine = 64;
+constexpr int64_t kTableBytes = kLine;  // 16 high bytes, four times
+
+inline int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
+struct Outlier {
+  uint32_t at;  // its place among the panel's weights
+  uint16_t bits, unused;
+};
+constexpr uint32_t kNoOutlier = std::numeric_limits<uint32_t>::max();  // the end of a panel's outliers
+
+// A tensor of bytes: its size, then places of the first outliers [panels], tables [panels, 64], codes
+// [panels, depth, kStepBytes] and outliers.
+struct CodedWeight {
+  struct alignas(kLine) Size {
+    int64_t outputs, inputs;
+
+    int64_t panels() const { return blocks_of(outputs, kPanel); }
+    int64_t depth() const { return blocks_of(inputs, kTileDepth); }
+    int64_t tables_at() const { return sizeof(Size) + blocks_of(panels() * sizeof(int64_t), kLine) * kLine; }
+    int64_t codes_at() const { return tables_at() + panels() * kTableBytes; }
+    int64_t outliers_at() const { return codes_at() + panels() * depth() * kStepBytes; }
+  };
+
+  explicit CodedWeight(const at::Tensor& tensor)
+      : bytes(static_cast<uint8_t*>(tensor.data_ptr())), size(*reinterpret_cast<const Size*>(bytes)) {}
+
+  uint8_t* bytes;
+  Size size;
+
+  int64_t* first_outliers() const { return reinterpret_cast<int64_t*>(bytes + sizeof(Size)); }
+  uint8_t* table(int64_t panel) const { return bytes + size.tables_at() + panel * kTableBytes; }
+  uint8_t* codes(int64_t panel) const { return bytes + size.codes_at() + panel * size.depth() * kStepBytes; }
+  Outlier* outliers(int64_t panel) const {
+    return reinterpret_cast<Outlier*>(bytes + size.outliers_at()) + first_outliers()[panel];
+  }
+};
+
+inline bool is_coded(const at::Tensor& weight) { return weight.scalar_type() == at::kByte; }
+
+// Of the weight that is packed.
+inline at::ScalarType dtype_of(const at::Tensor& weight) {
+  return is_coded(weight) ? at::kBFloat16 : weight.scalar_type();
+}
+
+// weight [N,K] bf16 -> bytes.
+at::Tensor code_weight(const at::Tensor& weight);
+
+}  // namespace ostinato
