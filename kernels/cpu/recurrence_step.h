@@ -21,14 +21,6 @@ void load_rows(const State* from, int64_t width, int64_t count, int64_t columns,
   transpose(row_major, columns, s, kLanes, count, columns);
 }
 
-template <typename State>
-void store_rows(const float* s, State* to, int64_t width, int64_t count, int64_t columns, float* row_major) {
-  if constexpr (std::is_same_v<State, float>) return transpose(s, kLanes, to, width, columns, count);
-  transpose(s, kLanes, row_major, columns, columns, count);
-  for (int64_t i = 0; i < count; ++i)
-    map_row(columns, [&](int64_t j, int64_t n) { store(to + i * width + j, load(row_major + i * columns + j, n), n); });
-}
-
 // A single token without a delta term, straight from the pool to the pool: S stays as it lies, and only what is read of
 // it is turned, to sum over K in the order of a scan. kCount: rows, or none if they are not a vector.
 template <typename State, Decay kDecay, bool kBonus, int64_t kCount>
@@ -74,11 +66,24 @@ auto choose_plain(bool whole, bool bonus) {
   return bonus ? step_plain<State, kDecay, true, 0> : step_plain<State, kDecay, false, 0>;
 }
 
-// A single token with a delta term: what S recalls is summed up while S is loaded.
+// S after a token with a delta term, of rows or of columns alike.
+template <typename State, Decay kDecay, Delta kDelta>
+INLINE Vec changed(Vec s, Vec decay, Vec recalled, Vec b, Vec v, Vec key) {
+  if constexpr (kDecay != Decay::kNone) s = s * decay;
+  if constexpr (kDelta == Delta::kGeneral) s = at::vec::fmadd(recalled, b, s);
+  return rounded<State>(at::vec::fmadd(v, key, s));
+}
+
+// A single token with a delta term: what S recalls is summed up while S is turned, what is read of it after the token
+// from there. S itself is computed a second time as it lies: that takes less than turning it back.
 template <typename State, Decay kDecay, Delta kDelta>
 void step_delta(const Recurrence& p, const Tile& tile, const Block& block, const State* from, State* to) {
-  alignas(64) float row_major[kLanes * kLanes];
-  Chains u = zero_chains();
+  alignas(64) float row_major[kLanes * kLanes], recalled_of[kLanes], v_of[kLanes];
+  alignas(64) const State zeros[kLanes] = {};
+  const auto decay_of = [&](int64_t k, int64_t n) __attribute__((always_inline)) {
+    return kDecay == Decay::kVector ? load(&block.d[k], n) : Vec(block.scalar_decay[0]);
+  };
+  Chains u = zero_chains(), y = zero_chains();
   for (int64_t k = 0; k < p.width; k += kLanes) {
     const int64_t columns = lanes_left(k, p.width);
     if (from)
@@ -90,10 +95,25 @@ void step_delta(const Recurrence& p, const Tile& tile, const Block& block, const
       u[chain] = at::vec::fmadd(Vec::loadu(tile.s + (k + j) * kLanes), Vec(block.a[k + j]), u[chain]);
     });
   }
-  std::array<Vec, 1> recalled{total(u)};
-  advance_delta<State, kDecay, kDelta, 1, false>(p, {tile}, block, 0, recalled);
-  for (int64_t k = 0; to && k < p.width; k += kLanes)
-    store_rows(tile.s + k * kLanes, to + k, p.width, tile.count, lanes_left(k, p.width), row_major);
+  const Vec recalled = total(u);
+  Vec v = Vec::loadu(tile.v(0));
+  if constexpr (kDelta == Delta::kBeta) v = (v - recalled) * Vec(block.beta[0]);
+  in_chains(p.width, [&](int64_t k, auto chain) __attribute__((always_inline)) {
+    const Vec decay(kDecay == Decay::kVector ? block.d[k] : block.scalar_decay[0]), s = Vec::loadu(tile.s + k * kLanes);
+    const Vec x = changed<State, kDecay, kDelta>(s, decay, recalled, Vec(block.b[k]), v, Vec(block.k[k]));
+    y[chain] = at::vec::fmadd(x, Vec(block.q[k]), y[chain]);
+  });
+  total(y).store(tile.y(0));
+  if (!to) return;
+  recalled.store(recalled_of), v.store(v_of);
+  for (int64_t k = 0; k < p.width; k += kLanes) {
+    const int64_t n = lanes_left(k, p.width);
+    const Vec decay = decay_of(k, n), b = load(&block.b[k], n), key = load(&block.k[k], n);
+    for (int64_t i = 0; i < tile.count; ++i) {
+      const Vec s = load(from ? from + i * p.width + k : zeros, n);
+      store(to + i * p.width + k, changed<State, kDecay, kDelta>(s, decay, Vec(recalled_of[i]), b, Vec(v_of[i]), key), n);
+    }
+  }
 }
 
 }  // namespace ostinato

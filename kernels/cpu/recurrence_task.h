@@ -15,6 +15,14 @@ inline void fetch_values(const Recurrence& p, int64_t head, int64_t row, int64_t
         for (int64_t r = row; r < last; r += kLanes) __builtin_prefetch(x->at(t, head) + r);
 }
 
+template <typename State>
+void store_rows(const float* s, State* to, int64_t width, int64_t count, int64_t columns, float* row_major) {
+  if constexpr (std::is_same_v<State, float>) return transpose(s, kLanes, to, width, columns, count);
+  transpose(s, kLanes, row_major, columns, columns, count);
+  for (int64_t i = 0; i < count; ++i)
+    map_row(columns, [&](int64_t j, int64_t n) { store(to + i * width + j, load(row_major + i * columns + j, n), n); });
+}
+
 // The memory of one thread: rows of S and rates, transposed, and one block of tokens.
 struct Scratch {
   Scratch(int64_t width, int64_t lanes)
