@@ -49,7 +49,7 @@ struct Product {
   // The first rows of a panel decode its weights into `decoded`, for the others too if there are such.
   void multiply(int64_t panel, const Rows& at, c10::BFloat16* decoded, Sums& sums) const {
     if (at.now > at.first) return multiply_by(Decoded{decoded}, at, sums);
-    multiply_by(Decoding(weight, panel, decoded, at.few() ? 1 : -1), at, sums);
+    multiply_by(Decoding(weight.panel(panel), decoded, at.few() ? 1 : -1), at, sums);
   }
 
   template <typename Weights>

@@ -87,18 +87,17 @@ constexpr int64_t kFarBytes = 16 * kStepBytes;  // of codes, between their use a
 // A panel's weights that are decoded as they are used, one step ahead: into `memory` for the whole panel if mask is -1,
 // or for two steps if it is 1.
 struct Decoding {
-  Decoding(const CodedWeight& weight, int64_t panel, c10::BFloat16* memory, int64_t mask)
-      : codes(weight.codes(panel)), high_bytes(weight.table(panel)), memory(memory), mask(mask),
-        outlier(weight.outliers(panel)) {}
+  Decoding(const CodedPanel& panel, c10::BFloat16* memory, int64_t mask)
+      : codes(panel.codes), high_bytes(panel.table), outlier(panel.outliers), memory(memory), mask(mask) {}
 
   const uint8_t *codes, *high_bytes;  // codes: of the next step
+  const Outlier* outlier;  // the next one
   c10::BFloat16* memory;
   int64_t mask, step = -1;
-  const Outlier* outlier;  // the next one
   __m512i table, shift;
 
   AMX_FUNCTION INLINE void start() {
-    table = _mm512_load_si512(high_bytes);
+    table = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(high_bytes)));
     shift = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
     prepare<0, 32>();
     finish();

@@ -52,19 +52,20 @@ Table table_of(const std::vector<uint16_t>& panel) {
 // Where a weight of a group has its byte: interleaving bytes within quarters of a vector gives two rows of a tile.
 int64_t place_in_group(int64_t i) { return i % 32 / 8 * 16 + i / 32 * 8 + i % 8; }
 
-void code_panel(const std::vector<uint16_t>& panel, const Table& table, uint8_t* codes, Outlier* outliers) {
-  std::fill_n(codes, panel.size() / kStepWeights * kStepBytes, 0);
+void code_panel(const std::vector<uint16_t>& panel, const Table& table, CodedPanel to) {
+  std::copy_n(table.values.begin(), table.values.size(), to.table);
+  std::fill_n(to.codes, panel.size() / kStepWeights * kStepBytes, 0);
   for (size_t i = 0; i < panel.size(); ++i) {
-    uint8_t* step = codes + i / kStepWeights * kStepBytes;
+    uint8_t* step = to.codes + i / kStepWeights * kStepBytes;
     const int64_t group = i % kStepWeights / kGroup, place = place_in_group(i % kGroup);
     step[group * kGroup + place] = static_cast<uint8_t>(panel[i]);
     const int code = table.codes[panel[i] >> 8];
     if (code < 0)
-      *outliers++ = {static_cast<uint32_t>(i), panel[i], 0};
+      *to.outliers++ = {static_cast<uint32_t>(i), panel[i], 0};
     else  // the first half of a group has the lower four bits of bytes, the second one the upper
       step[kStepWeights + group * kGroup / 2 + place % 32] |= static_cast<uint8_t>(code << place / 32 * 4);
   }
-  *outliers = {kNoOutlier, 0, 0};
+  *to.outliers = {kNoOutlier, 0, 0};
 }
 
 template <typename F>
@@ -83,17 +84,17 @@ at::Tensor code_weight(const at::Tensor& weight) {
   TORCH_CHECK_VALUE(size.depth() * kStepWeights < kNoOutlier, "code_weight: ", size.inputs, " inputs are too many");
   std::vector<Table> tables(size.panels());
   for_panels(size.panels(), [&](int64_t i) { tables[i] = table_of(panel_of(rows, i)); });
-  std::vector<int64_t> first(size.panels() + 1, 0);
-  for (int64_t i = 0; i < size.panels(); ++i) first[i + 1] = first[i] + tables[i].outliers + 1;
-  const int64_t bytes = size.outliers_at() + first.back() * static_cast<int64_t>(sizeof(Outlier));
-  at::Tensor tensor = at::empty({bytes}, rows.options().dtype(at::kByte));
+  std::vector<CodedWeight::Place> places;
+  int64_t end = size.first_panel();
+  for (const Table& table : tables) {
+    places.push_back({end, end + kLine + CodedPanel::outlier_bytes(table.outliers)});
+    end = places.back().codes + size.depth() * kStepBytes;
+  }
+  at::Tensor tensor = at::empty({end}, rows.options().dtype(at::kByte));
   *static_cast<CodedWeight::Size*>(tensor.data_ptr()) = size;
   const CodedWeight coded(tensor);
-  std::copy_n(first.begin(), size.panels(), coded.first_outliers());
-  for_panels(size.panels(), [&](int64_t i) {
-    for (int64_t j = 0; j < kTableBytes; ++j) coded.table(i)[j] = tables[i].values[j % 16];
-    code_panel(panel_of(rows, i), tables[i], coded.codes(i), coded.outliers(i));
-  });
+  std::copy(places.begin(), places.end(), coded.places());
+  for_panels(size.panels(), [&](int64_t i) { code_panel(panel_of(rows, i), tables[i], coded.panel(i)); });
   return tensor;
 }
 

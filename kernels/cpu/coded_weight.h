@@ -25,7 +25,6 @@ constexpr int64_t kStepWeights = 2 * kTileElements;   // of a panel, for 32 inpu
 constexpr int64_t kStepBytes = kStepWeights * 3 / 2;  // low bytes, then codes
 constexpr int64_t kGroup = 64;                        // weights that are decoded together: two rows of a tile
 constexpr int64_t kLine = 64;
-constexpr int64_t kTableBytes = kLine;  // 16 high bytes, four times
 
 inline int64_t blocks_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
@@ -35,17 +34,26 @@ struct Outlier {
 };
 constexpr uint32_t kNoOutlier = std::numeric_limits<uint32_t>::max();  // the end of a panel's outliers
 
-// A tensor of bytes: its size, then places of the first outliers [panels], tables [panels, 64], codes
-// [panels, depth, kStepBytes] and outliers.
+// In the order in which it is read: a table of high bytes, outliers, codes [depth, kStepBytes]. All begin a line.
+struct CodedPanel {
+  uint8_t* table;  // [16]
+  Outlier* outliers;
+  uint8_t* codes;
+
+  static int64_t outlier_bytes(int64_t count) { return blocks_of((count + 1) * sizeof(Outlier), kLine) * kLine; }
+};
+
+// A tensor of bytes: its size, where panels begin and where their codes do [panels, 2], panels.
 struct CodedWeight {
   struct alignas(kLine) Size {
     int64_t outputs, inputs;
 
     int64_t panels() const { return blocks_of(outputs, kPanel); }
     int64_t depth() const { return blocks_of(inputs, kTileDepth); }
-    int64_t tables_at() const { return sizeof(Size) + blocks_of(panels() * sizeof(int64_t), kLine) * kLine; }
-    int64_t codes_at() const { return tables_at() + panels() * kTableBytes; }
-    int64_t outliers_at() const { return codes_at() + panels() * depth() * kStepBytes; }
+    int64_t first_panel() const { return sizeof(Size) + blocks_of(panels() * sizeof(Place), kLine) * kLine; }
+  };
+  struct Place {
+    int64_t panel, codes;
   };
 
   explicit CodedWeight(const at::Tensor& tensor)
@@ -54,11 +62,10 @@ struct CodedWeight {
   uint8_t* bytes;
   Size size;
 
-  int64_t* first_outliers() const { return reinterpret_cast<int64_t*>(bytes + sizeof(Size)); }
-  uint8_t* table(int64_t panel) const { return bytes + size.tables_at() + panel * kTableBytes; }
-  uint8_t* codes(int64_t panel) const { return bytes + size.codes_at() + panel * size.depth() * kStepBytes; }
-  Outlier* outliers(int64_t panel) const {
-    return reinterpret_cast<Outlier*>(bytes + size.outliers_at()) + first_outliers()[panel];
+  Place* places() const { return reinterpret_cast<Place*>(bytes + sizeof(Size)); }
+  CodedPanel panel(int64_t i) const {
+    const Place at = places()[i];
+    return {bytes + at.panel, reinterpret_cast<Outlier*>(bytes + at.panel + kLine), bytes + at.codes};
   }
 };
 

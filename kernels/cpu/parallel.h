@@ -15,19 +15,20 @@ inline int64_t rows_per_task(int64_t width) {
   return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, width));
 }
 
-constexpr int64_t kPartsPerThread = 8;  // more of them would cut short what is read of memory in one go
-
 // worker(take) in as many threads as there is work for, a thread taking on `grain` of [0, count) at least. take(visit)
-// calls visit(begin, end) for one part after the other until none is left: whoever is done takes the next, since on a
-// machine that others use too no two threads are equally fast.
+// calls visit(begin, end) for one part after the other until none is left. On a machine that others use too no two
+// threads are equally fast, so whoever is done takes the next part, which is smaller the less is left.
 template <typename Worker>
 void in_parts(int64_t count, int64_t grain, Worker worker) {
   const int64_t threads = std::min<int64_t>(at::get_num_threads(), (count + grain - 1) / grain);
-  const int64_t part = std::max(grain, count / std::max<int64_t>(1, threads * kPartsPerThread));
   std::atomic<int64_t> next{0};
   const auto take = [&](auto visit) {
-    for (int64_t begin; (begin = next.fetch_add(part, std::memory_order_relaxed)) < count;)
-      visit(begin, std::min(begin + part, count));
+    for (int64_t begin = next, end; begin < count;) {
+      end = std::min(count, begin + std::max(grain, (count - begin) / (2 * threads)));
+      if (!next.compare_exchange_weak(begin, end)) continue;
+      visit(begin, end);
+      begin = next;
+    }
   };
   at::parallel_for(0, threads, 1, [&](int64_t, int64_t) { worker(take); });
 }
