@@ -180,7 +180,7 @@ class Engine:
                 self.keeper.follow_text(sequence, event, row, before)
             if event.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
                 event = self.keeper.finish(sequence, event, row)
-            return replace(event, snapshots=(*snapshots, *event.snapshots))
+            return replace(event, snapshots=(*snapshots, *event.snapshots)) if snapshots else event
         except Exception as error:
             logger.exception("a step of %s could not be completed", sequence.id)
             return failed(sequence, error)
