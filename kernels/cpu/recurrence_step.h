@@ -66,23 +66,12 @@ auto choose_plain(bool whole, bool bonus) {
   return bonus ? step_plain<State, kDecay, true, 0> : step_plain<State, kDecay, false, 0>;
 }
 
-// S after a token with a delta term, of rows or of columns alike.
-template <typename State, Decay kDecay, Delta kDelta>
-INLINE Vec changed(Vec s, Vec decay, Vec recalled, Vec b, Vec v, Vec key) {
-  if constexpr (kDecay != Decay::kNone) s = s * decay;
-  if constexpr (kDelta == Delta::kGeneral) s = at::vec::fmadd(recalled, b, s);
-  return rounded<State>(at::vec::fmadd(v, key, s));
-}
-
 // A single token with a delta term: what S recalls is summed up while S is turned, what is read of it after the token
 // from there. S itself is computed a second time as it lies: that takes less than turning it back.
 template <typename State, Decay kDecay, Delta kDelta>
 void step_delta(const Recurrence& p, const Tile& tile, const Block& block, const State* from, State* to) {
   alignas(64) float row_major[kLanes * kLanes], recalled_of[kLanes], v_of[kLanes];
   alignas(64) const State zeros[kLanes] = {};
-  const auto decay_of = [&](int64_t k, int64_t n) __attribute__((always_inline)) {
-    return kDecay == Decay::kVector ? load(&block.d[k], n) : Vec(block.scalar_decay[0]);
-  };
   Chains u = zero_chains(), y = zero_chains();
   for (int64_t k = 0; k < p.width; k += kLanes) {
     const int64_t columns = lanes_left(k, p.width);
@@ -99,8 +88,8 @@ void step_delta(const Recurrence& p, const Tile& tile, const Block& block, const
   Vec v = Vec::loadu(tile.v(0));
   if constexpr (kDelta == Delta::kBeta) v = (v - recalled) * Vec(block.beta[0]);
   in_chains(p.width, [&](int64_t k, auto chain) __attribute__((always_inline)) {
-    const Vec decay(kDecay == Decay::kVector ? block.d[k] : block.scalar_decay[0]), s = Vec::loadu(tile.s + k * kLanes);
-    const Vec x = changed<State, kDecay, kDelta>(s, decay, recalled, Vec(block.b[k]), v, Vec(block.k[k]));
+    const Vec kept = decayed<kDecay>(Vec::loadu(tile.s + k * kLanes), block, 0, k, nullptr, Vec(0.f));
+    const Vec x = updated<State, kDelta>(kept, recalled, Vec(block.b[k]), v, Vec(block.k[k]));
     y[chain] = at::vec::fmadd(x, Vec(block.q[k]), y[chain]);
   });
   total(y).store(tile.y(0));
@@ -108,10 +97,12 @@ void step_delta(const Recurrence& p, const Tile& tile, const Block& block, const
   recalled.store(recalled_of), v.store(v_of);
   for (int64_t k = 0; k < p.width; k += kLanes) {
     const int64_t n = lanes_left(k, p.width);
-    const Vec decay = decay_of(k, n), b = load(&block.b[k], n), key = load(&block.k[k], n);
+    const Vec decay = kDecay == Decay::kVector ? load(&block.d[k], n) : Vec(block.scalar_decay[0]);
+    const Vec b = load(&block.b[k], n), key = load(&block.k[k], n);
     for (int64_t i = 0; i < tile.count; ++i) {
-      const Vec s = load(from ? from + i * p.width + k : zeros, n);
-      store(to + i * p.width + k, changed<State, kDecay, kDelta>(s, decay, Vec(recalled_of[i]), b, Vec(v_of[i]), key), n);
+      const Vec before = load(from ? from + i * p.width + k : zeros, n);
+      const Vec kept = kDecay == Decay::kNone ? before : before * decay;
+      store(to + i * p.width + k, updated<State, kDelta>(kept, Vec(recalled_of[i]), b, Vec(v_of[i]), key), n);
     }
   }
 }

@@ -125,6 +125,13 @@ void advance(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block
     for (int64_t j = 0; j < kTiles; ++j) total(y[n][j]).store(tiles[j].y(i + n));
 }
 
+// What is left of S and what a token with a delta term adds to it, of rows or of columns alike.
+template <typename State, Delta kDelta>
+INLINE Vec updated(Vec kept, Vec recalled, Vec b, Vec v, Vec key) {
+  if constexpr (kDelta == Delta::kGeneral) kept = at::vec::fmadd(recalled, b, kept);
+  return rounded<State>(at::vec::fmadd(v, key, kept));
+}
+
 // One token with a delta term. `recalled` is S a of this token; becomes that of the next one if it is in the block.
 template <typename State, Decay kDecay, Delta kDelta, int64_t kTiles, bool kHasNext>
 void advance_delta(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block, int64_t i,
@@ -142,9 +149,8 @@ void advance_delta(const Recurrence& p, const Tiles<kTiles>& tiles, const Block&
     const Vec query(block.q[at]), key(block.k[at]), following(block.a[kHasNext ? at + block.k_stride : at]);
 #pragma GCC unroll 2
     for (int64_t j = 0; j < kTiles; ++j) {
-      Vec s = decayed<kDecay>(Vec::loadu(tiles[j].s + k * kLanes), block, i, at, nullptr, Vec(0.f));
-      if constexpr (kDelta == Delta::kGeneral) s = at::vec::fmadd(recalled[j], Vec(block.b[at]), s);
-      s = rounded<State>(at::vec::fmadd(v[j], key, s));
+      const Vec kept = decayed<kDecay>(Vec::loadu(tiles[j].s + k * kLanes), block, i, at, nullptr, Vec(0.f));
+      const Vec s = updated<State, kDelta>(kept, recalled[j], Vec(block.b[at]), v[j], key);
       s.store(tiles[j].s + k * kLanes);
       y[j][chain] = at::vec::fmadd(s, query, y[j][chain]);
       if constexpr (kHasNext) u[j][chain] = at::vec::fmadd(s, following, u[j][chain]);
