@@ -163,7 +163,7 @@ def _check(events: list[TokenEvent]) -> list[TokenEvent]:
 
 
 def work_of(step: Step, info: ModelInfo) -> Work:
-    """What a step cannot do without (see above)."""
+    """What counts of a step (see above)."""
     head = info.head_params if step.logits else 0
     return Work(
         weight_bytes=(info.matmul_params + head) * getattr(torch, info.dtype).itemsize,

@@ -122,9 +122,14 @@ def product(weight: Tensor) -> Literal["amx", "onednn", "plain"]:
     """How projections with this weight are computed (`ostinato.kernels.linear` explains)."""
     if weight.device.type != "cpu" or backend("cpu") != "native":
         return "plain"
-    if weight.dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx():
+    if weight.dtype == torch.bfloat16 and _amx_available():
         return "amx"
     return "onednn" if _onednn_available() else "plain"
+
+
+@functools.cache
+def _amx_available() -> bool:
+    return torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx() and bool(torch.ops.ostinato.can_decode())
 
 
 @functools.cache

@@ -30,7 +30,7 @@ _ACTIVATIONS = {"swiglu": swiglu_ref, "geglu": geglu_ref, "relu_square": relu_sq
 
 def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, outputs: int) -> Tensor:
     """y = x W^T, in the weight's dtype, then bias and residual in fp32."""
-    del outputs  # a packed weight may hold more rows than there are outputs; this one does not
+    del outputs  # packed weights do not tell it; this one does
     y = F.linear(x.to(weight.dtype), weight).float()
     for term in (bias, residual):
         y = y if term is None else y + term

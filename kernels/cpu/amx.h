@@ -33,11 +33,11 @@ using Sums = float[2 * kTileRows * kPanel];
 
 // Memory of one thread for decoded weights, of a panel or of two that are multiplied together.
 struct DecodedPanels {
-  DecodedPanels(int64_t panels, int64_t steps) : size(steps * kStepWeights), memory(panels * size / 2) {}
-  int64_t size;
+  DecodedPanels(int64_t panels, int64_t steps) : each(steps * kStepWeights), memory(panels * each / 2) {}
+  int64_t each;
   Floats memory;
 
-  c10::BFloat16* panel(int64_t i) const { return reinterpret_cast<c10::BFloat16*>(memory.get()) + i * size; }
+  c10::BFloat16* panel(int64_t i) const { return reinterpret_cast<c10::BFloat16*>(memory.get()) + i * each; }
 };
 
 struct Product {
@@ -48,8 +48,10 @@ struct Product {
 
   // The first rows of a panel decode its weights into `decoded`, for the others too if there are such.
   void multiply(int64_t panel, const Rows& at, c10::BFloat16* decoded, Sums& sums) const {
+    const CodedPanel coded = weight.panel(panel);
+    if (coded.plain()) return multiply_by(Decoded{reinterpret_cast<const c10::BFloat16*>(coded.codes)}, at, sums);
     if (at.now > at.first) return multiply_by(Decoded{decoded}, at, sums);
-    multiply_by(Decoding(weight.panel(panel), decoded, at.few() ? 1 : -1), at, sums);
+    multiply_by(Decoding(coded, decoded, !at.few()), at, sums);
   }
 
   template <typename Weights>
@@ -63,7 +65,7 @@ struct Product {
       (two ? multiply_two<false, Weights> : multiply_one<false, Weights>)(tiles, weights, depth, sums);
   }
 
-  // task(panel, rows, decoded) for all rows and the first of the panels, in parallel; together: panels that a task
+  // task(panel, rows, decoded) for all rows and the first `panels` panels, in parallel; together: how many a task
   // multiplies.
   template <typename Task>
   void for_panels(int64_t panels, int64_t together, Task task) const {

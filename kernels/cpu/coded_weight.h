@@ -3,7 +3,8 @@
 // Of a bf16 the low byte (mantissa, and the last bit of the exponent) is as good as random; the high one (sign, and the
 // rest of the exponent) is nearly always one of 16 values, since the weights of a layer are of similar size. So a weight
 // is its low byte and four bits, the place of its high byte in a table that 32 outputs share. The few with another high
-// byte are outliers, kept apart and put into their places after decoding. (DFloat11, Zhang et al. 2025, measures the
+// byte are outliers, kept apart and put into their places after decoding; where they are not few, these outputs' weights
+// stay as they are. (DFloat11, Zhang et al. 2025, measures the
 // entropy of exponents and codes them by Huffman; codes of one length are decoded by two instructions.)
 //
 // Order: panels of 32 outputs; of a panel, steps of 32 inputs; of a step, two tiles of 16 outputs; of a tile, rows of 32
@@ -34,12 +35,14 @@ struct Outlier {
 };
 constexpr uint32_t kNoOutlier = std::numeric_limits<uint32_t>::max();  // the end of a panel's outliers
 
-// In the order in which it is read: a table of high bytes, outliers, codes [depth, kStepBytes]. All begin a line.
+// In the order in which it is read: a table of high bytes, outliers, codes [depth, kStepBytes]. All begin a line. Of a
+// plain panel, weights [depth, kStepWeights] alone, where codes would be.
 struct CodedPanel {
   uint8_t* table;  // [16]
   Outlier* outliers;
   uint8_t* codes;
 
+  bool plain() const { return table == codes; }
   static int64_t outlier_bytes(int64_t count) { return blocks_of((count + 1) * sizeof(Outlier), kLine) * kLine; }
 };
 

@@ -1,4 +1,4 @@
-// How much work a thread takes at least.
+// How work is divided among threads.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -15,7 +15,7 @@ inline int64_t rows_per_task(int64_t width) {
   return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, width));
 }
 
-// worker(take) in as many threads as there is work for, a thread taking on `grain` of [0, count) at least. take(visit)
+// worker(take) in as many threads as there is work for, if one is worth its start for `grain` of [0, count). take(visit)
 // calls visit(begin, end) for one part after the other until none is left. On a machine that others use too no two
 // threads are equally fast, so whoever is done takes the next part, which is smaller the less is left.
 template <typename Worker>

@@ -125,7 +125,7 @@ void advance(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block
     for (int64_t j = 0; j < kTiles; ++j) total(y[n][j]).store(tiles[j].y(i + n));
 }
 
-// What is left of S and what a token with a delta term adds to it, of rows or of columns alike.
+// The new S: `kept`, what is left of the old one, and what a token with a delta term adds; vectors of rows or columns.
 template <typename State, Delta kDelta>
 INLINE Vec updated(Vec kept, Vec recalled, Vec b, Vec v, Vec key) {
   if constexpr (kDelta == Delta::kGeneral) kept = at::vec::fmadd(recalled, b, kept);

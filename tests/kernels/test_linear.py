@@ -98,7 +98,7 @@ def test_product_is_as_exact_as_the_packing_allows(packing: Packing, into: int, 
 
 
 @pytest.mark.parametrize(
-    ("into", "out"), [(1, 1), (31, 33), (44, 157), (16, 768), (256, 1024), (2048, 260), (5120, 96)]
+    ("into", "out"), [(1, 1), (31, 33), (44, 157), (16, 768), (256, 1024), (2048, 260), (5120, 96), (16416, 40)]
 )
 def test_a_row_does_not_depend_on_the_others(exact: torch.dtype, into: int, out: int) -> None:
     linear, x = random_linear(into, out, exact, bias=True), random_rows(2048, into).to(exact)
@@ -172,9 +172,17 @@ def test_memory_does_not_grow_with_the_numbers_of_rows_met(exact: torch.dtype) -
 
 
 def rows_of_many_sizes(outputs: int, inputs: int) -> Tensor:
-    """Each row a thousandfold of the one before, from nearly the smallest normal numbers to nearly the largest."""
+    """Of 23 rows each a thousandfold of the one before, from nearly the smallest normal numbers to the largest."""
     powers = torch.linspace(-110, 110, 23).repeat(outputs // 23 + 1)[:outputs]
-    return random_rows(outputs, inputs).clamp(min=0.01) * 2 ** powers[:, None]
+    weight = random_rows(outputs, inputs)
+    return weight.where(weight.abs() > 0.01, 0.01) * 2 ** powers[:, None]
+
+
+def some_outliers(outputs: int, inputs: int) -> Tensor:
+    """One weight in a hundred is of another size, and no two of these alike."""
+    weight, count = random_rows(outputs, inputs), outputs * inputs // 100
+    weight.view(-1)[torch.arange(count) * 100 + 99] *= 2 ** torch.linspace(-100, 100, count)
+    return weight
 
 
 def any_bits(outputs: int, inputs: int) -> Tensor:
@@ -188,7 +196,7 @@ def any_bits(outputs: int, inputs: int) -> Tensor:
 @pytest.mark.skipif(not AMX, reason="needs a processor with AMX: elsewhere weights are not coded")
 @pytest.mark.parametrize("rows", [1, 16, 17, 32, 33, 1023])
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 1), (33, 31), (157, 44), (100, 1023)])
-@pytest.mark.parametrize("weights", [random_rows, any_bits, rows_of_many_sizes, torch.zeros])
+@pytest.mark.parametrize("weights", [random_rows, some_outliers, rows_of_many_sizes, any_bits, torch.zeros])
 def test_coding_weights_loses_nothing(
     weights: Callable[[int, int], Tensor], outputs: int, inputs: int, rows: int
 ) -> None:
@@ -197,10 +205,21 @@ def test_coding_weights_loses_nothing(
     assert same_bits(Linear(weight)(ones) + 0.0, weight.float().T[: min(rows, inputs)] + 0.0)  # 0 + -0 is 0
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_reaches_its_own_output_only(exact: torch.dtype, value: float) -> None:
+    weight, x = random_rows(100, 70).to(exact), random_rows(40, 70).abs().to(exact)
+    expected = Linear(weight)(x)
+    weight[33, 50] = value
+    found = Linear(weight)(x)
+    assert same_bits(found[:, torch.arange(100) != 33], expected[:, torch.arange(100) != 33])
+    torch.testing.assert_close(found[:, 33], torch.full((40,), value), equal_nan=True)
+
+
 @pytest.mark.skipif(not AMX, reason="needs a processor with AMX: elsewhere weights are not coded")
 def test_coded_weights_take_three_quarters_of_their_bytes() -> None:
     weight = random_rows(1024, 1024).bfloat16()
     assert 1.5 <= torch.ops.ostinato.code_weight(weight).numel() / weight.numel() < 1.51
+    assert 2.0 <= torch.ops.ostinato.code_weight(any_bits(1024, 1024).bfloat16()).numel() / weight.numel() < 2.001
     with pytest.raises(ValueError, match=r"a weight is \[N,K\] bf16"):
         torch.ops.ostinato.code_weight(weight.float())
 
@@ -233,7 +252,8 @@ def test_activated_product_equals_double(
 def test_activated_product_has_the_bits_of_a_product_and_an_activation(
     exact: torch.dtype, into: int, out: int, dtype: torch.dtype, activation: Activation
 ) -> None:
-    linear, x = random_linear(into, out, exact, bias=True), random_rows(300, into)
+    weight = some_outliers(out, into).to(exact)
+    linear, x = Linear(weight, random_rows(1, out, 9)[0]), random_rows(300, into)
     expected = getattr(torch.ops.ostinato, activation)(linear(x), dtype)
     for _ in thread_counts(1, 2):
         for count in (1, 2, 17, 32, 33, 300):
