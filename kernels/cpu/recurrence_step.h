@@ -88,7 +88,8 @@ void step_delta(const Recurrence& p, const Tile& tile, const Block& block, const
   Vec v = Vec::loadu(tile.v(0));
   if constexpr (kDelta == Delta::kBeta) v = (v - recalled) * Vec(block.beta[0]);
   in_chains(p.width, [&](int64_t k, auto chain) __attribute__((always_inline)) {
-    const Vec kept = decayed<kDecay>(Vec::loadu(tile.s + k * kLanes), block, 0, k, nullptr, Vec(0.f));
+    const float* factor = kDecay == Decay::kVector ? &block.d[k] : &block.scalar_decay[0];
+    const Vec kept = decayed<kDecay>(Vec::loadu(tile.s + k * kLanes), factor, nullptr, Vec(0.f));
     const Vec x = updated<State, kDelta>(kept, recalled, Vec(block.b[k]), v, Vec(block.k[k]));
     y[chain] = at::vec::fmadd(x, Vec(block.q[k]), y[chain]);
   });

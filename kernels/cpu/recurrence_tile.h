@@ -73,14 +73,22 @@ inline void write_outputs(const Recurrence& p, const Tile& tile, const Block& bl
 // exp of a step, in units of which 2 is the base, times a rate.
 INLINE Vec decay_factor(Vec step, Vec rate) { return exp2_of_product(step, rate); }
 
-// D s for one element of K: `at` is its place in the block, `rate` the lanes' rates.
+// D s for one element of K: `factor` is its decay or, of a matrix decay, `rate` the lanes' rates.
 template <Decay kDecay>
-INLINE Vec decayed(Vec s, const Block& block, int64_t i, int64_t at, const float* rate, Vec step) {
-  if constexpr (kDecay == Decay::kScalar) return s * Vec(block.scalar_decay[i]);
-  if constexpr (kDecay == Decay::kVector) return s * Vec(block.d[at]);
+INLINE Vec decayed(Vec s, const float* factor, const float* rate, Vec step) {
   if constexpr (kDecay == Decay::kMatrix) return s * decay_factor(step, Vec::loadu(rate));
-  return s;
+  return kDecay == Decay::kNone ? s : s * Vec(*factor);
 }
+
+// What tokens of a block, from token i on, bring to every row: copies of pointers, which no store of a float can change,
+// so that they stay in registers.
+struct TokenRows {
+  TokenRows(const Block& block, int64_t i)
+      : stride(block.k_stride), q(block.q + i * stride), k(block.k + i * stride), d(block.d + i * stride),
+        a(block.a + i * stride), b(block.b + i * stride) {}
+  int64_t stride;
+  const float *q, *k, *d, *a, *b;
+};
 
 // Tiles that lie side by side, so that what is read of a token for one serves the other.
 template <int64_t kTiles>
@@ -92,32 +100,40 @@ template <typename State, Decay kDecay, bool kBonus, int64_t kTiles, int64_t kCo
 void advance(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block, int64_t i) {
   std::array<std::array<Vec, kTiles>, kCount> v, step;
   std::array<std::array<Chains, kTiles>, kCount> y;
+  std::array<float, kCount> scalars;
+  std::array<float*, kTiles> s_of;
+  const TokenRows rows(block, i);
+#pragma GCC unroll 2
+  for (int64_t j = 0; j < kTiles; ++j) s_of[j] = tiles[j].s;
 #pragma GCC unroll 4
-  for (int64_t n = 0; n < kCount; ++n)
+  for (int64_t n = 0; n < kCount; ++n) {
+    scalars[n] = block.scalar_decay[i + n];
 #pragma GCC unroll 2
     for (int64_t j = 0; j < kTiles; ++j) {
       v[n][j] = Vec::loadu(tiles[j].v(i + n));
       if constexpr (kDecay == Decay::kMatrix) step[n][j] = Vec::loadu(tiles[j].step(i + n));
       y[n][j] = zero_chains();
     }
+  }
   in_chains(p.width, [&](int64_t k, auto chain) __attribute__((always_inline)) {
     std::array<Vec, kTiles> s;
 #pragma GCC unroll 2
-    for (int64_t j = 0; j < kTiles; ++j) s[j] = Vec::loadu(tiles[j].s + k * kLanes);
+    for (int64_t j = 0; j < kTiles; ++j) s[j] = Vec::loadu(s_of[j] + k * kLanes);
 #pragma GCC unroll 4
     for (int64_t n = 0; n < kCount; ++n) {
-      const int64_t at = (i + n) * block.k_stride + k;
-      const Vec query(block.q[at]), key(block.k[at]);
+      const int64_t at = n * rows.stride + k;
+      const Vec query(rows.q[at]), key(rows.k[at]);
+      const float* factor = kDecay == Decay::kVector ? rows.d + at : &scalars[n];
 #pragma GCC unroll 2
       for (int64_t j = 0; j < kTiles; ++j) {
         if constexpr (kBonus) y[n][j][chain] = at::vec::fmadd(s[j], query, y[n][j][chain]);
-        s[j] = decayed<kDecay>(s[j], block, i + n, at, tiles[j].rate + k * kLanes, step[n][j]);
+        s[j] = decayed<kDecay>(s[j], factor, tiles[j].rate + k * kLanes, step[n][j]);
         s[j] = rounded<State>(at::vec::fmadd(v[n][j], key, s[j]));
         if constexpr (!kBonus) y[n][j][chain] = at::vec::fmadd(s[j], query, y[n][j][chain]);
       }
     }
 #pragma GCC unroll 2
-    for (int64_t j = 0; j < kTiles; ++j) s[j].store(tiles[j].s + k * kLanes);
+    for (int64_t j = 0; j < kTiles; ++j) s[j].store(s_of[j] + k * kLanes);
   });
 #pragma GCC unroll 4
   for (int64_t n = 0; n < kCount; ++n)
@@ -136,22 +152,26 @@ INLINE Vec updated(Vec kept, Vec recalled, Vec b, Vec v, Vec key) {
 template <typename State, Decay kDecay, Delta kDelta, int64_t kTiles, bool kHasNext>
 void advance_delta(const Recurrence& p, const Tiles<kTiles>& tiles, const Block& block, int64_t i,
                    std::array<Vec, kTiles>& recalled) {
-  std::array<Vec, kTiles> v;
+  std::array<Vec, kTiles> v, before = recalled;
   std::array<Chains, kTiles> y, u;
+  std::array<float*, kTiles> s_of;
+  const TokenRows rows(block, i);
+  const float scalar = block.scalar_decay[i];
 #pragma GCC unroll 2
   for (int64_t j = 0; j < kTiles; ++j) {
+    s_of[j] = tiles[j].s;
     v[j] = Vec::loadu(tiles[j].v(i));
     if constexpr (kDelta == Delta::kBeta) v[j] = (v[j] - recalled[j]) * Vec(block.beta[i]);
     y[j] = u[j] = zero_chains();
   }
   in_chains(p.width, [&](int64_t k, auto chain) __attribute__((always_inline)) {
-    const int64_t at = i * block.k_stride + k;
-    const Vec query(block.q[at]), key(block.k[at]), following(block.a[kHasNext ? at + block.k_stride : at]);
+    const Vec query(rows.q[k]), key(rows.k[k]), following(rows.a[kHasNext ? k + rows.stride : k]);
+    const float* factor = kDecay == Decay::kVector ? rows.d + k : &scalar;
 #pragma GCC unroll 2
     for (int64_t j = 0; j < kTiles; ++j) {
-      const Vec kept = decayed<kDecay>(Vec::loadu(tiles[j].s + k * kLanes), block, i, at, nullptr, Vec(0.f));
-      const Vec s = updated<State, kDelta>(kept, recalled[j], Vec(block.b[at]), v[j], key);
-      s.store(tiles[j].s + k * kLanes);
+      const Vec kept = decayed<kDecay>(Vec::loadu(s_of[j] + k * kLanes), factor, nullptr, Vec(0.f));
+      const Vec s = updated<State, kDelta>(kept, before[j], Vec(rows.b[k]), v[j], key);
+      s.store(s_of[j] + k * kLanes);
       y[j][chain] = at::vec::fmadd(s, query, y[j][chain]);
       if constexpr (kHasNext) u[j][chain] = at::vec::fmadd(s, following, u[j][chain]);
     }
