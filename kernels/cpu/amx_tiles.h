@@ -89,7 +89,7 @@ struct Decoding {
       : codes(panel.codes), high_bytes(panel.table), outlier(panel.outliers), memory(memory), mask(whole ? -1 : 1) {}
 
   const uint8_t *codes, *high_bytes;  // codes: of the next step
-  const Outlier* outlier;              // the next one
+  const Outlier* outlier;             // the next one
   c10::BFloat16* memory;
   int64_t mask, step = -1;  // mask: of steps, for their places in memory
   __m512i table, shift;

@@ -81,12 +81,12 @@ void code_panel(const std::vector<uint16_t>& panel, const Table& table, CodedPan
   *to.outliers = {kNoOutlier, 0, 0};
 }
 
-// Putting outliers into their places takes longer than decoding: a panel with more than one in so many is left plain.
-constexpr int64_t kFewest = 64;
+// Putting an outlier into its place takes as long as decoding many: a panel with more than one in so many stays plain.
+constexpr int64_t kWeightsPerOutlier = 64;
 
 // Where a panel goes that begins at byte `begin`, and where it ends.
 std::pair<CodedWeight::Place, int64_t> place_of(const Table& table, int64_t depth, int64_t begin) {
-  const bool plain = table.outliers * kFewest > depth * kStepWeights;
+  const bool plain = table.outliers * kWeightsPerOutlier > depth * kStepWeights;
   const int64_t codes = plain ? begin : begin + kLine + CodedPanel::outlier_bytes(table.outliers);
   return {{begin, codes}, codes + depth * (plain ? 2 * kStepWeights : kStepBytes)};
 }

@@ -4,8 +4,8 @@
 // rest of the exponent) is nearly always one of 16 values, since the weights of a layer are of similar size. So a weight
 // is its low byte and four bits, the place of its high byte in a table that 32 outputs share. The few with another high
 // byte are outliers, kept apart and put into their places after decoding; where they are not few, these outputs' weights
-// stay as they are. (DFloat11, Zhang et al. 2025, measures the
-// entropy of exponents and codes them by Huffman; codes of one length are decoded by two instructions.)
+// stay as they are. (DFloat11, Zhang et al. 2025, measures the entropy of exponents and codes them by Huffman; codes of
+// one length are decoded by two instructions.)
 //
 // Order: panels of 32 outputs; of a panel, steps of 32 inputs; of a step, two tiles of 16 outputs; of a tile, rows of 32
 // weights, which are two inputs of 16 outputs, as TDPBF16PS multiplies them.

@@ -249,10 +249,16 @@ def test_activated_product_equals_double(
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("into", "out"), [(44, 158), (256, 4160)])
+@pytest.mark.parametrize("weights", [random_rows, some_outliers])
 def test_activated_product_has_the_bits_of_a_product_and_an_activation(
-    exact: torch.dtype, into: int, out: int, dtype: torch.dtype, activation: Activation
+    exact: torch.dtype,
+    weights: Callable[[int, int], Tensor],
+    into: int,
+    out: int,
+    dtype: torch.dtype,
+    activation: Activation,
 ) -> None:
-    weight = some_outliers(out, into).to(exact)
+    weight = weights(out, into).to(exact)
     linear, x = Linear(weight, random_rows(1, out, 9)[0]), random_rows(300, into)
     expected = getattr(torch.ops.ostinato, activation)(linear(x), dtype)
     for _ in thread_counts(1, 2):
